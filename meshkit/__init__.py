@@ -1,0 +1,55 @@
+"""A lightweight service mesh as a library on NATS."""
+
+from meshkit.errors import (
+    BadReply,
+    BadRequest,
+    Cancelled,
+    CircuitOpen,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    DeclarationError,
+    Disconnected,
+    Draining,
+    Forbidden,
+    InternalError,
+    MeshError,
+    NoResponders,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    ServiceError,
+    Unauthorized,
+    Unavailable,
+)
+from meshkit.mesh import Mesh, connect
+from meshkit.message import Context
+from meshkit.service import Endpoint, Service
+
+__all__ = [
+    "BadReply",
+    "BadRequest",
+    "Cancelled",
+    "CircuitOpen",
+    "ConfigError",
+    "ConnectionLost",
+    "Context",
+    "DeadlineExceeded",
+    "DeclarationError",
+    "Disconnected",
+    "Draining",
+    "Endpoint",
+    "Forbidden",
+    "InternalError",
+    "Mesh",
+    "MeshError",
+    "NoResponders",
+    "NotFound",
+    "Overloaded",
+    "RateLimited",
+    "Service",
+    "ServiceError",
+    "Unauthorized",
+    "Unavailable",
+    "connect",
+]

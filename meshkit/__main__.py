@@ -1,0 +1,5 @@
+"""`python -m meshkit`: the command line."""
+
+from meshkit.cli import main
+
+main()

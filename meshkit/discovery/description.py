@@ -1,0 +1,116 @@
+"""What a service says of itself: the protocol's INFO and STATS, drawn from its declaration and statistics."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from meshkit.discovery.protocol import EndpointInfo, EndpointStats, InfoResponse, StatsResponse
+from meshkit.layers.statistics import Statistics
+from meshkit.service import Endpoint, Service
+
+log = logging.getLogger("meshkit.discovery")
+
+# Keys that meshkit adds to an endpoint's metadata, beside those of the declaration.
+DECLARED_SUBJECT = "subject"
+DESCRIPTION = "description"
+REQUEST_SCHEMA = "request_schema"
+REPLY_SCHEMA = "reply_schema"
+TIMEOUT = "timeout"
+IDEMPOTENT = "idempotent"
+
+
+def describe(service: Service, instance_id: str, max_payload: int) -> InfoResponse:
+    """The answer to `$SRV.INFO`.
+
+    Args:
+        service: What is described.
+        instance_id: The instance that describes itself.
+        max_payload: Bytes that an answer may have; the JSON Schemas are left out where they would exceed it.
+    """
+    info = _info(service, instance_id, schemas=True)
+    if len(msgspec.json.encode(info)) > max_payload:
+        log.warning(
+            "%s has too many endpoints for one message; their schemas are not announced", service.name
+        )
+        info = _info(service, instance_id, schemas=False)
+    return info
+
+
+def _info(service: Service, instance_id: str, *, schemas: bool) -> InfoResponse:
+    return InfoResponse(
+        name=service.name,
+        id=instance_id,
+        version=service.version,
+        metadata=dict(service.metadata),
+        description=service.description,
+        endpoints=tuple(
+            EndpointInfo(
+                name=endpoint.name,
+                subject=endpoint.pattern.wire,
+                queue_group=endpoint.queue or "",
+                metadata=_metadata(endpoint, schemas=schemas),
+            )
+            for endpoint in service.endpoints
+        ),
+    )
+
+
+def _metadata(endpoint: Endpoint[..., Any, Any], *, schemas: bool) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    if documentation := (endpoint.function.__doc__ or "").strip():
+        metadata[DESCRIPTION] = documentation.splitlines()[0]
+    if endpoint.subject != endpoint.pattern.wire:
+        metadata[DECLARED_SUBJECT] = endpoint.subject
+    if endpoint.timeout is not None:
+        metadata[TIMEOUT] = f"{endpoint.timeout:g}"
+    if endpoint.idempotent:
+        metadata[IDEMPOTENT] = "true"
+    if schemas:
+        signature = endpoint.signature
+        for key, schema in (
+            (REQUEST_SCHEMA, signature.request_schema),
+            (REPLY_SCHEMA, signature.reply_schema),
+        ):
+            if schema is not None:
+                metadata[key] = msgspec.json.encode(schema).decode()
+    return metadata | dict(endpoint.metadata)
+
+
+def report(
+    service: Service,
+    instance_id: str,
+    started: str,
+    statistics: Mapping[Endpoint[..., Any, Any], Statistics],
+) -> StatsResponse:
+    """The answer to `$SRV.STATS`.
+
+    Args:
+        service: What is reported on.
+        instance_id: The instance that reports.
+        started: When it started, as the protocol writes it.
+        statistics: What its endpoints have counted.
+    """
+    return StatsResponse(
+        name=service.name,
+        id=instance_id,
+        version=service.version,
+        metadata=dict(service.metadata),
+        started=started,
+        endpoints=tuple(_stats(endpoint, counted) for endpoint, counted in statistics.items()),
+    )
+
+
+def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics) -> EndpointStats:
+    return EndpointStats(
+        name=endpoint.name,
+        subject=endpoint.pattern.wire,
+        queue_group=endpoint.queue or "",
+        num_requests=counted.requests,
+        num_errors=counted.errors,
+        last_error=counted.last_error,
+        processing_time=counted.processing,
+        average_processing_time=counted.processing // max(1, counted.requests),
+        data={"in_flight": counted.in_flight},
+    )

@@ -1,0 +1,270 @@
+"""Everything that can go wrong, in one tree and one table.
+
+    MeshError                   code  executed?  when
+    ├── ServiceError            any   yes        the service answered with an error
+    │   ├── BadRequest          400   no         the message does not decode, or does not fit
+    │   ├── Unauthorized        401   no         who is calling is not known
+    │   ├── Forbidden           403   no         who is calling may not do this
+    │   ├── NotFound            404   yes        what is asked for does not exist
+    │   ├── RateLimited         429   no         too many calls
+    │   ├── InternalError       500   yes        the handler failed; its log has the traceback
+    │   └── BadReply            502   yes        the reply does not decode as the type asked for
+    ├── Cancelled               499   unknown    the caller went away
+    ├── Unavailable             503   no         nobody took the call
+    │   ├── NoResponders                         no service listens on the subject
+    │   ├── Overloaded                           every handler is busy and the queue is full
+    │   ├── Draining                             the instance is about to stop
+    │   ├── Disconnected                         no connection to NATS
+    │   └── CircuitOpen                          the caller's own breaker refused
+    ├── DeadlineExceeded        504   unknown    no answer in time (also a TimeoutError)
+    └── ConnectionLost          503   unknown    the connection broke during the call (also a ConnectionError)
+
+    DeclarationError, ConfigError (both ValueError): mistakes of who writes or runs a service.
+
+On the wire an error is the two headers of the NATS services protocol (ADR-32), and four of meshkit's own:
+`docs/wire.md`.
+"""
+
+from collections.abc import Mapping
+
+ERROR = "Nats-Service-Error"
+ERROR_CODE = "Nats-Service-Error-Code"
+NACK = "Mesh-Nack"
+RETRY_AFTER = "Mesh-Retry-After"
+INSTANCE = "Mesh-Instance"
+
+
+class MeshError(Exception):
+    """A call that failed.
+
+    Args:
+        message: What went wrong, for a person.
+
+    Attributes:
+        code: The number on the wire, see the table above.
+        message: The text alone; `str(error)` adds where it happened.
+        executed: Whether the handler ran: True, False, or None where nobody can know.
+        retry_after: Seconds after which another attempt may succeed, where the service said so.
+        target: The subject that was called.
+        instance: `service/instance` that answered, where known.
+        attempt: Which attempt this was, from 1.
+        elapsed: Seconds from the call to the error.
+    """
+
+    code: int = 500
+    executed: bool | None = None
+
+    def __init__(self, message: str = "") -> None:
+        self.message = message or (type(self).__doc__ or "").partition(".")[0]
+        self.retry_after: float | None = None
+        self.target: str | None = None
+        self.instance: str | None = None
+        self.attempt: int = 1
+        self.elapsed: float | None = None
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        text = f"{self.code} {type(self).__name__}: {self.message}"
+        if self.target is None:
+            return text
+        where = [f"attempt {self.attempt}"]
+        if self.elapsed is not None:
+            where.append(f"{self.elapsed:.3f} s")
+        if self.instance:
+            where.insert(0, f"instance {self.instance}")
+        return f"{self.target}: {text} ({', '.join(where)})"
+
+
+class ServiceError(MeshError):
+    """The service answered with an error.
+
+    A handler raises it on purpose to answer with a code of its own:
+
+        raise ServiceError(409, "room 12 is taken")
+
+    Args:
+        code: 400 to 999. The codes of the table above arrive as the classes of that table.
+        message: The text that the caller gets.
+
+    Raises:
+        ValueError: The code is outside that range.
+    """
+
+    executed = True
+
+    def __init__(self, code: int, message: str = "") -> None:
+        if not 400 <= code <= 999:
+            raise ValueError(f"an error's code is a number from 400 to 999, not {code!r}")
+        self.code = code
+        super().__init__(message)
+
+
+class _Coded(ServiceError):
+    """A service's error whose code is fixed by its class."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(type(self).code, message)
+
+
+class BadRequest(_Coded):
+    """The message cannot be understood."""
+
+    code = 400
+    executed = False
+
+
+class Unauthorized(_Coded):
+    """Who is calling is not known."""
+
+    code = 401
+    executed = False
+
+
+class Forbidden(_Coded):
+    """Who is calling may not do this."""
+
+    code = 403
+    executed = False
+
+
+class NotFound(_Coded):
+    """What is asked for does not exist."""
+
+    code = 404
+
+
+class RateLimited(_Coded):
+    """Too many calls."""
+
+    code = 429
+    executed = False
+
+
+class InternalError(_Coded):
+    """The handler failed."""
+
+    code = 500
+
+
+class BadReply(_Coded):
+    """The reply is not what was asked for."""
+
+    code = 502
+
+
+class Cancelled(MeshError):
+    """The caller went away."""
+
+    code = 499
+
+
+class Unavailable(MeshError):
+    """Nobody took the call."""
+
+    code = 503
+    executed = False
+
+
+class NoResponders(Unavailable):
+    """No service listens on this subject."""
+
+
+class Overloaded(Unavailable):
+    """Every handler is busy and the queue is full."""
+
+
+class Draining(Unavailable):
+    """The instance is about to stop."""
+
+
+class Disconnected(Unavailable):
+    """There is no connection to NATS."""
+
+
+class CircuitOpen(Unavailable):
+    """The caller's circuit breaker is open."""
+
+
+class DeadlineExceeded(MeshError, TimeoutError):
+    """No answer in time."""
+
+    code = 504
+
+
+class ConnectionLost(MeshError, ConnectionError):
+    """The connection to NATS broke while the call was in flight."""
+
+    code = 503
+
+
+class DeclarationError(ValueError):
+    """A service, endpoint or handler is declared in a way that cannot work; the text says what to write."""
+
+
+class ConfigError(ValueError):
+    """A setting, a file or a target of the command line is wrong; the text says what to write."""
+
+
+_BY_CODE = {
+    cls.code: cls
+    for cls in (
+        BadRequest,
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        RateLimited,
+        InternalError,
+        BadReply,
+        Cancelled,
+        DeadlineExceeded,
+    )
+}
+# The value of the Mesh-Nack header names the reason.
+_BY_NACK: dict[str, type[Unavailable]] = {"overloaded": Overloaded, "draining": Draining}
+_NACKS: dict[type[MeshError], str] = {cls: name for name, cls in _BY_NACK.items()}
+
+
+def to_headers(error: MeshError, instance: str) -> dict[str, str]:
+    """The headers of an error reply.
+
+    Args:
+        error: What to tell the caller.
+        instance: `service/instance` that answers.
+    """
+    # A header's value is one line: the transport refuses line breaks, and a caller is best told all of it.
+    headers = {
+        ERROR: " ".join(error.message.split()) or type(error).__name__,
+        ERROR_CODE: str(error.code),
+        INSTANCE: instance,
+    }
+    if error.executed is False and not isinstance(error, BadRequest | Unauthorized | Forbidden):
+        headers[NACK] = _NACKS.get(type(error), "refused")
+    if error.retry_after is not None:
+        headers[RETRY_AFTER] = str(round(error.retry_after * 1000))
+    return headers
+
+
+def from_headers(headers: Mapping[str, str]) -> MeshError | None:
+    """The error that a reply's headers carry, or None for a successful reply."""
+    number = headers.get(ERROR_CODE)
+    if number is None and ERROR not in headers:
+        return None
+    # Other clients' services send what they like: what is no number from 400 to 999 counts as 500.
+    code = int(number) if number and number.isdecimal() and 400 <= int(number) <= 999 else 500
+    message = headers.get(ERROR, "")
+    nack = headers.get(NACK)
+    error: MeshError
+    if code == 503:
+        error = _BY_NACK.get(nack or "", Unavailable)(message)
+        error.executed = None
+    elif code in _BY_CODE:
+        error = _BY_CODE[code](message)
+    else:
+        error = ServiceError(code, message)
+    if nack is not None:
+        error.executed = False
+    retry_after = headers.get(RETRY_AFTER, "")
+    if retry_after.isdecimal():
+        error.retry_after = int(retry_after) / 1000
+    error.instance = headers.get(INSTANCE)
+    return error

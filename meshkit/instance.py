@@ -1,0 +1,269 @@
+"""What runs: one instance of a service on a connection, from its first subscription to its drain."""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from meshkit import codec
+from meshkit.discovery.description import describe, report
+from meshkit.discovery.protocol import timestamp
+from meshkit.discovery.responder import Responder
+from meshkit.errors import BadRequest, Draining, InternalError, MeshError, Overloaded, to_headers
+from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.statistics import Statistics
+from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
+from meshkit.service import Endpoint, Service, Subscription
+from meshkit.signature import Signature
+from meshkit.stack import server_stack
+from meshkit.transport import Message, Transport
+from meshkit.transport import Subscription as Interest
+
+if TYPE_CHECKING:
+    from meshkit.mesh import Mesh
+
+log = logging.getLogger("meshkit.service")
+
+# Seconds that running handlers get to finish when an instance drains.
+DRAIN_TIMEOUT = 30.0
+# Refusals that may be on their way at a time; one turn of the loop reads some three thousand calls at most.
+_REFUSALS = 10_000
+# Threads for `def` handlers.
+_THREADS = 40
+
+
+class Instance:
+    """One running instance of a service.
+
+    Args:
+        service: What to run.
+        mesh: The mesh that its handlers use.
+        transport: The connection to serve on.
+        instance_id: Unique in the mesh.
+    """
+
+    def __init__(self, service: Service, mesh: "Mesh", transport: Transport, instance_id: str) -> None:
+        self.service = service
+        self.id = instance_id
+        self.name = f"{service.name}/{instance_id}"
+        self.state: Any = None
+        self._mesh = mesh
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._statistics = {endpoint: Statistics() for endpoint in service.endpoints}
+        self._responder = Responder(
+            transport,
+            functools.partial(describe, service, instance_id, transport.max_payload),
+            functools.partial(report, service, instance_id, timestamp(datetime.now(UTC)), self._statistics),
+            {name: functools.partial(self._check, check) for name, check in service.checks.items()},
+        )
+        self._interests: list[Interest] = []
+        self._lifespan = AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # What the bounds admit, and refusals on their way: more only pile up if nothing can be written.
+        waiting = sum(subscription.backlog for subscription in service.subscriptions)
+        self._most_tasks = service.concurrency + service.backlog + waiting + _REFUSALS
+        self._overrun = False
+        self._dropped = 0
+        # Not anyio's threads: a thread that is given up at a deadline must go on counting against the limit.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=service.name)
+
+    # Life
+
+    async def start(self) -> None:
+        """Enter the lifespan, subscribe, and return when the server knows it all.
+
+        Raises:
+            Forbidden: The connection's user may not subscribe to a subject of the service.
+        """
+        try:
+            if (surroundings := self.service.surroundings) is not None:
+                entering = surroundings(*_wanted(surroundings, self._mesh))
+                self.state = await self._lifespan.enter_async_context(entering)
+            for subscription in self.service.subscriptions:
+                await self._subscribe(subscription, self._events(subscription))
+            bound = Concurrency(self.service.concurrency, self.service.backlog, self.service.name)
+            for endpoint in self.service.endpoints:
+                await self._subscribe(endpoint, self._calls(endpoint, bound))
+            await self._responder.start()
+            await self._transport.flush()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Drain: take nothing new, answer what was delivered, wait for what runs, leave the lifespan."""
+        try:
+            await self._responder.stop()
+            await asyncio.gather(*(interest.drain() for interest in self._interests))
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT)
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.wait(self._tasks)
+        finally:
+            await self._lifespan.aclose()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _subscribe(
+        self, declared: Endpoint[..., Any, Any] | Subscription, callback: Callable[[Message], None]
+    ) -> None:
+        interest = await self._transport.subscribe(declared.pattern.wire, callback, declared.queue or "")
+        self._interests.append(interest)
+
+    # Messages
+
+    def _calls(self, endpoint: Endpoint[..., Any, Any], bound: Concurrency) -> Callable[[Message], None]:
+        """What takes the calls of an endpoint."""
+        bounds = [bound]
+        if endpoint.concurrency is not None:
+            own = Concurrency(
+                endpoint.concurrency, self.service.backlog, f"{self.service.name}.{endpoint.name}"
+            )
+            bounds.insert(0, own)
+        stack = server_stack(
+            self._handler(endpoint.signature),
+            statistics=self._statistics[endpoint],
+            bounds=bounds,
+            bounded_in_time=True,
+        )
+        most = endpoint.timeout or math.inf
+        usual = endpoint.timeout or DEFAULT_TIMEOUT
+
+        def take(message: Message) -> None:
+            self._spawn(self._answer(stack, message, self._loop.time(), usual, most))
+
+        return take
+
+    def _events(self, subscription: Subscription) -> Callable[[Message], None]:
+        """What takes the events of a subscription."""
+        stack = server_stack(
+            self._handler(subscription.signature),
+            statistics=Statistics(),
+            bounds=[Concurrency(subscription.concurrency, subscription.backlog, subscription.name)],
+            bounded_in_time=subscription.timeout is not None,
+        )
+        most = subscription.timeout or math.inf
+
+        def take(message: Message) -> None:
+            self._spawn(self._absorb(stack, message, self._loop.time() + most))
+
+        return take
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Leave nats-py's callback: the work goes on in a task and a context of its own."""
+        overrun, self._overrun = self._overrun, len(self._tasks) >= self._most_tasks
+        if self._overrun:
+            work.close()
+            if not overrun:
+                log.error("%s: answers cannot be sent and pile up; messages are dropped", self.name)
+            return
+        task = self._loop.create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(
+        self, stack: Handler, message: Message, arrived: float, usual: float, most: float
+    ) -> None:
+        """Handle a call and send the answer, whatever it is."""
+        headers = message.headers or {}
+        reply_headers: dict[str, str] | None
+        try:
+            deadline = arrived + min(_time_left(headers, usual), most)
+            request = Request(message.subject, message.payload, headers, deadline, self.name)
+            CURRENT.set(request)
+            response = await stack(request)
+            payload, reply_headers = response.payload, response.headers
+        except MeshError as error:
+            payload, reply_headers = b"", to_headers(error, self.name)
+        except asyncio.CancelledError:
+            # The drain's time is over. Whether the handler had begun is not known.
+            error = Draining("the instance stopped before the call was finished")
+            error.executed = None
+            payload, reply_headers = b"", to_headers(error, self.name)
+        if message.reply:
+            await self._reply(message, payload, reply_headers)
+
+    async def _reply(self, message: Message, payload: bytes, headers: dict[str, str] | None) -> None:
+        try:
+            try:
+                await self._transport.publish(message.reply, payload, headers)
+            except BadRequest as error:
+                refusal = InternalError(f"the reply cannot be sent: {error.message}")
+                await self._transport.publish(message.reply, b"", to_headers(refusal, self.name))
+        except MeshError as error:
+            log.warning("%s: an answer on %s was not sent: %s", self.name, message.subject, error)
+
+    async def _absorb(self, stack: Handler, message: Message, deadline: float) -> None:
+        """Handle an event; nobody waits for an answer."""
+        request = Request(message.subject, message.payload, message.headers or {}, deadline, self.name)
+        CURRENT.set(request)
+        try:
+            await stack(request)
+        except Overloaded as error:
+            self._dropped += 1
+            if (
+                self._dropped.bit_count() == 1
+            ):  # the first, second, fourth, eighth ...: a flood is one line or two
+                log.warning("%s: %d events dropped so far: %s", self.name, self._dropped, error.message)
+        except MeshError as error:
+            log.warning("%s: an event on %s was not handled: %s", self.name, message.subject, error)
+
+    def _handler(self, signature: Signature) -> Handler:
+        """The inside of a stack: decode, call the user's function, encode."""
+        function = signature.function
+
+        async def handle(request: Request) -> Response:
+            kind = codec.content_type(request.headers)
+            arguments = signature.arguments(request, kind, self._context)
+            if signature.is_async:
+                value = await function(**arguments)
+            else:
+                value = await self._in_thread(functools.partial(function, **arguments))
+            return Response(codec.encode(value, kind))
+
+        return handle
+
+    def _context(self, request: Request) -> Context:
+        return Context(request, self._mesh, self.state)
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(self._threads, context.run, function)
+
+    async def _check(self, check: Callable[..., Any]) -> None:
+        arguments = _wanted(check, self.state)
+        if inspect.iscoroutinefunction(check):
+            healthy = await check(*arguments)
+        else:
+            healthy = await self._in_thread(functools.partial(check, *arguments))
+        if healthy is False:
+            raise RuntimeError("the check returned False")
+
+
+def _wanted(function: Callable[..., Any], argument: Any) -> tuple[Any, ...]:
+    """The argument, if the function takes one."""
+    return (argument,) if inspect.signature(function).parameters else ()
+
+
+def _time_left(headers: Mapping[str, str], usual: float) -> float:
+    """Seconds that the caller waits.
+
+    Raises:
+        BadRequest: The header is no number of milliseconds.
+    """
+    text = headers.get(TIMEOUT)
+    if text is None:
+        return usual
+    # Twelve digits are thirty years; int() of a hostile header could take long.
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise BadRequest(f"{TIMEOUT} {text[:20]!r} is no number of milliseconds")
+    return int(text) / 1000

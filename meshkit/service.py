@@ -1,0 +1,387 @@
+"""What a user declares: a service, its endpoints and subscriptions, its lifespan and its health."""
+
+import contextlib
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import EllipsisType, MappingProxyType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+import msgspec
+
+from meshkit.discovery.protocol import NAME, VERSION
+from meshkit.errors import DeclarationError
+from meshkit.signature import Signature
+from meshkit.subject import Pattern, problem
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+L = TypeVar("L", bound=Callable[..., Any])
+C = TypeVar("C", bound=Callable[..., Any])
+
+Inherit = EllipsisType
+
+# How many events wait for a subscription's handler before the newest are dropped.
+_EVENT_BACKLOG = 10_000
+
+
+class Endpoint(Generic[P, T, R]):
+    """A declared endpoint: the function itself, still callable, and the typed handle for `mesh.call`.
+
+    Attributes:
+        service: The service that it belongs to.
+        name: Its name in discovery.
+        subject: As declared: `hotel.rooms.{room}.price`.
+        pattern: The same as a pattern to subscribe to and to fill in.
+        queue: Queue group whose members share the calls; None if every instance gets every call.
+        metadata: What the declaration adds to discovery.
+        idempotent: Whether executing a call twice does no harm.
+        concurrency: How many calls an instance executes at a time, if fewer than the service's bound.
+        signature: How the function is called.
+    """
+
+    def __init__(
+        self,
+        service: "Service",
+        function: Callable[P, T],
+        pattern: Pattern,
+        *,
+        name: str,
+        queue: str | None,
+        metadata: Mapping[str, str],
+        timeout: float | None,
+        idempotent: bool,
+        concurrency: int | None,
+    ) -> None:
+        self.service = service
+        self.function = function
+        self.pattern = pattern
+        self.subject = pattern.declared
+        self.signature = Signature(function, pattern)
+        self.name = name
+        self.queue = queue
+        self.metadata = metadata
+        self._timeout = timeout
+        self.idempotent = idempotent
+        self.concurrency = concurrency
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function itself, without the mesh."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} on {self.subject}>"
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a call may take; the service's, if the endpoint declares none."""
+        return self.service.timeout if self._timeout is None else self._timeout
+
+    def at(self, **values: object) -> "Target[R]":
+        """The endpoint at one subject: `price.at(room=12)`.
+
+        Args:
+            values: A value for each `{parameter}` of the subject.
+
+        Raises:
+            ValueError: One is missing or unknown, or is not a single token.
+        """
+        return Target(self, self.pattern.fill(values))
+
+
+class Target(Generic[R]):
+    """An endpoint at one subject, for `mesh.call`."""
+
+    __slots__ = ("endpoint", "subject")
+
+    def __init__(self, endpoint: "Endpoint[..., Any, R]", subject: str) -> None:
+        self.endpoint = endpoint
+        self.subject = subject
+
+
+class Subscription:
+    """A declared subscription to events.
+
+    Attributes:
+        subject: As declared.
+        pattern: The same as a pattern to subscribe to.
+        queue: Queue group whose members share the events; None if every instance gets all.
+        concurrency: How many events are handled at a time; 1 keeps their order.
+        timeout: Seconds that handling one may take; None for as long as it takes.
+        signature: How the function is called.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        pattern: Pattern,
+        *,
+        queue: str | None,
+        concurrency: int,
+        timeout: float | None,
+    ) -> None:
+        self.pattern = pattern
+        self.subject = pattern.declared
+        self.signature = Signature(function, pattern)
+        self.name = function.__name__
+        self.queue = queue
+        self.concurrency = concurrency
+        self.backlog = _EVENT_BACKLOG
+        self.timeout = timeout
+
+
+class _Declare(Protocol):
+    """The decorator that `endpoint(...)` gives: it knows what calling the endpoint returns."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Endpoint[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Endpoint[P, R, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Endpoint[..., Any, Any]:
+        """Declare the function."""
+        ...
+
+
+class Group:
+    """Endpoints that share the beginning of their subjects, and a queue group.
+
+    Made by `service.group(...)`; groups nest.
+    """
+
+    def __init__(self, service: "Service", prefix: str, queue: str | None) -> None:
+        self._service = service
+        self._prefix = prefix
+        self._queue = queue
+
+    def group(self, prefix: str, *, queue: str | Inherit | None = ...) -> "Group":
+        """A group whose subjects begin with `prefix`, after this group's own.
+
+        Args:
+            prefix: One or more tokens; empty to share nothing but the queue.
+            queue: Queue group of its endpoints; None switches it off; inherited if not given.
+        """
+        return Group(self._service, _join(self._prefix, prefix), self._inherit(queue))
+
+    def endpoint(
+        self,
+        subject: str | None = None,
+        *,
+        name: str | None = None,
+        queue: str | Inherit | None = ...,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        concurrency: int | None = None,
+    ) -> _Declare:
+        """Declare a function as an endpoint.
+
+        Args:
+            subject: Where it is called. `{tokens}` are handed to parameters of that name, `*` and `>` are
+                wildcards. By default `<service>.<function>`, in a group `<prefix>.<function>`.
+            name: Name in discovery; by default the function's.
+            queue: Queue group whose members share the calls; None for every instance to get every call.
+            metadata: Strings to show in discovery.
+            timeout: Seconds that a call may take; by default the service's, else 5.
+            idempotent: Whether executing a call twice does no harm.
+            concurrency: How many calls an instance executes at a time, within the service's bound.
+
+        Raises:
+            DeclarationError: Something in it cannot work; the text says what to write instead.
+        """
+
+        def declare(function: Callable[..., Any]) -> Endpoint[..., Any, Any]:
+            own = function.__name__
+            endpoint = Endpoint[..., Any, Any](
+                self._service,
+                function,
+                Pattern(
+                    _join(
+                        self._prefix or self._service.name if subject is None else self._prefix,
+                        subject or own,
+                    )
+                ),
+                name=_name("endpoint", own if name is None else name),
+                queue=self._inherit(queue),
+                metadata=_strings(metadata),
+                timeout=_seconds("timeout", timeout),
+                idempotent=idempotent,
+                concurrency=None if concurrency is None else _count("concurrency", concurrency),
+            )
+            self._service.endpoints.append(endpoint)
+            return endpoint
+
+        return declare  # pyright: ignore[reportReturnType] # overloads of a protocol cannot be met by a function
+
+    def subscribe(
+        self, subject: str, *, queue: str | None = None, concurrency: int = 1, timeout: float | None = None
+    ) -> Callable[[C], C]:
+        """Have a function handle events.
+
+        Args:
+            subject: Which; `{tokens}`, `*` and `>` as in endpoints.
+            queue: Queue group whose members share the events; by default every instance gets all of them.
+            concurrency: How many are handled at a time; 1, the default, keeps them in order.
+            timeout: Seconds that handling one may take; by default as long as it takes.
+
+        Raises:
+            DeclarationError: Something in it cannot work; the text says what to write instead.
+        """
+
+        def declare(function: C) -> C:
+            subscription = Subscription(
+                function,
+                Pattern(_join(self._prefix, subject)),
+                queue=_queue(queue),
+                concurrency=_count("concurrency", concurrency),
+                timeout=_seconds("timeout", timeout),
+            )
+            self._service.subscriptions.append(subscription)
+            return function
+
+        return declare
+
+    def _inherit(self, queue: str | Inherit | None) -> str | None:
+        return self._queue if isinstance(queue, EllipsisType) else _queue(queue)
+
+
+class Service(Group):
+    """A service: endpoints that answer calls, and handlers of events.
+
+    Args:
+        name: Letters, digits, `-` and `_`. Instances of the same service share it.
+        version: A semantic version, such as 1.0.0.
+        description: One line for discovery.
+        metadata: Strings to show in discovery.
+        queue: Queue group of its endpoints, whose members share the calls; None for none.
+        concurrency: How many calls an instance executes at a time.
+        backlog: How many more wait their turn; beyond that a call is refused at once.
+        timeout: Seconds that a call may take, where an endpoint says nothing else.
+
+    Raises:
+        DeclarationError: Something in it cannot work; the text says what to write instead.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: str = "0.1.0",
+        description: str = "",
+        metadata: Mapping[str, str] | None = None,
+        queue: str | None = "q",
+        concurrency: int = 256,
+        backlog: int = 256,
+        timeout: float | None = None,
+    ) -> None:
+        self.name = _name("service", name)
+        if not VERSION.match(version):
+            raise DeclarationError(
+                f"version {version!r} of service {name!r} is no semantic version; write one like 1.0.0"
+            )
+        self.version = version
+        self.description = description
+        self.metadata = _strings(metadata)
+        self.queue = _queue(queue)
+        self.concurrency = _count("concurrency", concurrency)
+        self.backlog = _count("backlog", backlog, least=0)
+        self.timeout = _seconds("timeout", timeout)
+        self.endpoints: list[Endpoint[..., Any, Any]] = []
+        self.subscriptions: list[Subscription] = []
+        self.checks: dict[str, Callable[..., Any]] = {}
+        self.surroundings: Callable[..., AbstractAsyncContextManager[Any]] | None = None
+        super().__init__(self, "", self.queue)
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name} {self.version}>"
+
+    def lifespan(self, function: L) -> L:
+        """Declare what surrounds an instance's life: an async generator function that yields once.
+
+        It may take one argument, the `Mesh`; what it yields is `ctx.state` in every handler.
+
+        Raises:
+            DeclarationError: The function is none, or takes more, or there is a lifespan already.
+        """
+        if not inspect.isasyncgenfunction(inspect.unwrap(function)):
+            raise DeclarationError(
+                f"lifespan {function.__name__}() is no async generator; write `async def` with one `yield`"
+            )
+        if self.surroundings is not None:
+            raise DeclarationError(f"service {self.name!r} has a lifespan already; declare one")
+        _at_most_one_parameter("lifespan", function, "the mesh")
+        managed = hasattr(function, "__wrapped__")
+        self.surroundings = function if managed else contextlib.asynccontextmanager(function)
+        return function
+
+    def health(self, function: L) -> L:
+        """Declare a health check: it raises, or returns False, if what it looks at is not well.
+
+        It may take one argument, the value of the lifespan. It is to answer within a quarter of a second.
+
+        Raises:
+            DeclarationError: The function takes more arguments.
+        """
+        _at_most_one_parameter("health check", function, "the lifespan's value")
+        self.checks[function.__name__] = function
+        return function
+
+    def run(self, url: str | None = None, **options: Any) -> None:
+        """Connect, serve until SIGINT or SIGTERM, and drain. Blocks; the options are those of `connect`.
+
+        Raises:
+            Disconnected: No NATS server can be reached.
+        """
+        # Upwards, and only here: who runs a service needs the mesh.
+        from meshkit.mesh import run
+
+        run(self, url, **options)
+
+
+def _join(prefix: str, subject: str) -> str:
+    return f"{prefix}.{subject}" if prefix and subject else prefix or subject
+
+
+def _name(what: str, name: str) -> str:
+    if not NAME.match(name):
+        raise DeclarationError(
+            f"{what} name {name!r} may hold letters, digits, - and _ only; write "
+            f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name) or what!r}"
+        )
+    return name
+
+
+def _queue(queue: str | None) -> str | None:
+    if queue is not None and (wrong := problem(queue)):
+        raise DeclarationError(f"queue group {queue!r} {wrong}; write None for no queue group")
+    return queue
+
+
+def _strings(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+    try:
+        return MappingProxyType(msgspec.convert(dict(metadata or {}), dict[str, str]))
+    except msgspec.ValidationError as error:
+        raise DeclarationError(f"metadata maps strings to strings: {error}") from None
+
+
+def _seconds(what: str, value: float | None) -> float | None:
+    if value is not None and not (0 < value < math.inf):
+        raise DeclarationError(f"{what} is a number of seconds above 0, not {value!r}")
+    return value
+
+
+def _count(what: str, value: int, *, least: int = 1) -> int:
+    if value < least:
+        raise DeclarationError(f"{what} is a whole number from {least}, not {value!r}")
+    return value
+
+
+def _at_most_one_parameter(what: str, function: Callable[..., Any], argument: str) -> None:
+    if len(inspect.signature(function).parameters) > 1:
+        raise DeclarationError(f"{what} {function.__name__}() takes at most one argument, {argument}")

@@ -1,0 +1,127 @@
+"""Subjects: what is a valid one, what a pattern with `{tokens}` means, and nothing smuggled through a token.
+
+A subject is tokens separated by dots (https://docs.nats.io/nats-concepts/subjects). In a pattern `*` stands
+for one token, `>` for one or more at the end, and meshkit's `{name}` for one that is given to the handler.
+"""
+
+import re
+from collections.abc import Mapping
+
+from meshkit.errors import BadRequest, DeclarationError
+
+_UNSAFE = re.compile(r"[\s\x00-\x1f\x7f]")
+_PARAMETER = re.compile(r"\{([^{}]*)\}")
+_RESERVED = ("$SRV", "$SYS", "$JS", "$KV", "$O", "_INBOX", "_MESH")
+
+
+def problem(subject: str, *, wildcards: bool = False) -> str | None:
+    """What is wrong with a subject, as the end of a sentence, or None.
+
+    Args:
+        subject: The subject or, with `wildcards`, the pattern.
+        wildcards: Whether `*` and `>` are allowed where they have a meaning.
+    """
+    if not subject:
+        return "is empty"
+    if _UNSAFE.search(subject):
+        return "contains white space or control characters"
+    tokens = subject.split(".")
+    if "" in tokens:
+        return "has an empty token (a dot at an end, or two in a row)"
+    if not wildcards:
+        return "contains a wildcard" if "*" in subject or ">" in subject else None
+    if ">" in tokens[:-1]:
+        return "has `>` before its end"
+    for token in tokens:
+        if len(token) > 1 and ("*" in token or ">" in token):
+            return f"has a wildcard inside the token {token!r}: a wildcard is a token of its own"
+    return None
+
+
+def check(subject: str) -> str:
+    """A subject to send to, as it is.
+
+    Raises:
+        ValueError: It is not one that a message can be sent to.
+    """
+    if wrong := problem(subject):
+        raise ValueError(f"subject {subject!r} {wrong}")
+    return subject
+
+
+class Pattern:
+    """A declared subject, such as `hotel.rooms.{room}.price`.
+
+    Args:
+        declared: Tokens, `*`, `>` at the end, and `{parameters}`, each a token of its own.
+
+    Attributes:
+        wire: What is subscribed to: `hotel.rooms.*.price`.
+        parameters: Name of each `{parameter}` and its position among the tokens.
+
+    Raises:
+        DeclarationError: The subject is not valid, or is one of NATS's or meshkit's own.
+    """
+
+    __slots__ = ("declared", "parameters", "wire")
+
+    def __init__(self, declared: str) -> None:
+        self.declared = declared
+        self.parameters: dict[str, int] = {}
+        tokens: list[str] = []
+        for position, token in enumerate(declared.split(".")):
+            named = _PARAMETER.fullmatch(token)
+            if named is None:
+                if "{" in token or "}" in token:
+                    raise DeclarationError(
+                        f"subject {declared!r}: a {{parameter}} is a token of its own, unlike in {token!r}"
+                    )
+                tokens.append(token)
+                continue
+            name = named[1]
+            if not name.isidentifier():
+                raise DeclarationError(f"subject {declared!r}: {{{name}}} is not the name of a parameter")
+            if name in self.parameters:
+                raise DeclarationError(f"subject {declared!r}: {{{name}}} stands in it twice")
+            self.parameters[name] = position
+            tokens.append("*")
+        self.wire = ".".join(tokens)
+        if wrong := problem(self.wire, wildcards=True):
+            raise DeclarationError(f"subject {declared!r} {wrong}")
+        if tokens[0] in _RESERVED:
+            raise DeclarationError(
+                f"subject {declared!r}: {tokens[0]} belongs to NATS or meshkit; choose another"
+            )
+
+    def read(self, subject: str) -> dict[str, str]:
+        """The parameters in a subject that matched.
+
+        Raises:
+            BadRequest: A token is a wildcard, which no caller may pass as a value.
+        """
+        tokens = subject.split(".")
+        values = {name: tokens[position] for name, position in self.parameters.items()}
+        for name, value in values.items():
+            if "*" in value or ">" in value:
+                raise BadRequest(f"{name} in subject {subject!r} is a wildcard, not a value")
+        return values
+
+    def fill(self, values: Mapping[str, object]) -> str:
+        """The subject with its parameters filled in.
+
+        Raises:
+            ValueError: A parameter is missing or unknown, or a value is not one token.
+        """
+        if wrong := set(self.parameters).symmetric_difference(values):
+            expected = ", ".join(self.parameters) or "no parameters"
+            raise ValueError(f"subject {self.declared!r} takes {expected}; check {', '.join(sorted(wrong))}")
+        tokens = self.wire.split(".")
+        for name, position in self.parameters.items():
+            token = str(values[name])
+            if "." in token or problem(token):
+                raise ValueError(
+                    f"{name}={token!r} cannot stand in subject {self.declared!r}: a value is one token, "
+                    "without dots, wildcards or white space"
+                )
+            tokens[position] = token
+        return ".".join(tokens)

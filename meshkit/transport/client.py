@@ -1,0 +1,138 @@
+"""nats-py's client with what can silently end or corrupt a connection put right.
+
+Each override names the defect of nats-py 2.16 that it mends; `tests/transport/test_client.py` shows each.
+"""
+
+# nats-py leaves many of its types open, and what is mended here lies inside of it.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateUsage=false
+# ruff: noqa: SLF001
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nats import errors
+from nats.aio.client import PING_PROTO, Client
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+
+from meshkit.transport import headers as wire
+
+log = logging.getLogger("meshkit.transport")
+
+
+class GuardedClient(Client):
+    """A nats-py client that survives late answers, hostile messages and errors that the server names.
+
+    Args:
+        inbox: Subject prefix of the answers to this connection's requests.
+        tls: Whether the connection must be encrypted.
+        on_lost: Called as soon as the connection is known to be broken, before anything else happens.
+    """
+
+    def __init__(self, inbox: str, *, tls: bool, on_lost: Callable[[], None]) -> None:
+        super().__init__()
+        self._inbox = inbox.encode()
+        self._tls_required = tls
+        self._on_lost = on_lost
+
+    async def _process_pong(self) -> None:
+        # A PONG for a flush that was given up raised InvalidStateError and ended the read loop, for good and
+        # without a word.
+        if self._pongs:
+            future = self._pongs.pop(0)
+            if not future.done():
+                future.set_result(True)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        # PING was written past the commands that wait to be written: a flush returned before they had left,
+        # and a drain lost the messages that came in between.
+        self._pongs.append(future if future is not None else asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
+
+    async def _process_err(self, err_msg: str) -> None:
+        # Every error but a stale connection and a missing permission closed the client for good: expired
+        # credentials, one message over the limit.
+        if "permissions violation" in err_msg:
+            await super()._process_err(err_msg)
+        else:
+            await self._process_op_err(errors.Error(f"nats: {err_msg.strip(chr(39))}"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if self.is_connected or self.is_connecting:
+            log.warning("connection to NATS broken: %s", e)
+            self._lose()
+        await super()._process_op_err(e)
+
+    async def force_reconnect(self) -> None:
+        """Give the connection up and make a new one."""
+        if self.is_connected:
+            self._lose()
+        await super().force_reconnect()
+
+    def _lose(self) -> None:
+        """Tell at once who waits for an answer; forget requests not yet written; drop the socket.
+
+        nats-py replayed those requests after the reconnect, for callers that had given up, and closed the
+        socket politely, which with unsent data and a peer that no longer reads never ends.
+        """
+        self._on_lost()
+        self._pending = [command for command in self._pending if not self._is_request(command)]
+        self._pending_data_size = sum(map(len, self._pending))
+        self._drop_socket()
+
+    def _is_request(self, command: bytes) -> bool:
+        return command.find(self._inbox, 0, command.find(b"\r\n")) >= 0
+
+    async def close(self) -> None:
+        """End the connection now; what is to be sent has been flushed, or cannot be sent."""
+        # nats-py waited for the peer to read what is unsent, and failed where there is no peer.
+        self._pending = []
+        self._pending_data_size = 0
+        self._drop_socket()
+        await super().close()
+
+    def _drop_socket(self) -> None:
+        if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:
+            self._transport._io_writer.transport.abort()
+
+    def _connect_command(self) -> bytes:
+        # With tls:// or a TLS context, a server that offers no TLS got the credentials in plain text.
+        if self._tls_required and isinstance(self._transport, TcpTransport):
+            writer = self._transport._io_writer
+            if writer is None or writer.get_extra_info("ssl_object") is None:
+                raise errors.SecureConnWantedError
+        return super()._connect_command()
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        # Malformed headers raised in the read loop and ended it; with fast-mail-parser installed every value
+        # became a list.
+        return wire.parse(headers) if headers else None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        # A subject that is no UTF-8 raised in the read loop and ended it.
+        return self.msg_class(
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+    async def revive(self) -> None:
+        """Make a new connection if the tasks that keep this one have died, whatever the reason."""
+        if self.is_connected:
+            tasks = (self._reading_task, self._flusher_task)
+            if any(task is None or task.done() for task in tasks):
+                log.error("nats-py stopped reading or writing; reconnecting")
+                await self.force_reconnect()
+        elif self.is_reconnecting and (self._reconnection_task is None or self._reconnection_task.done()):
+            log.error("nats-py stopped reconnecting; going on")
+            self._reconnection_task = asyncio.get_running_loop().create_task(self._attempt_reconnect())

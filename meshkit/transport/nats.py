@@ -1,0 +1,384 @@
+"""The transport on nats-py: requests by an inbox of its own, and a connection that mends itself."""
+
+# nats-py leaves many of its types open.
+# pyright: reportUnknownMemberType=false
+
+import asyncio
+import logging
+import random
+import secrets
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from nats import errors as nats_errors
+from nats.aio.client import Server
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from meshkit.errors import (
+    BadRequest,
+    ConnectionLost,
+    DeadlineExceeded,
+    Disconnected,
+    Forbidden,
+    MeshError,
+    NoResponders,
+)
+from meshkit.transport import Message
+from meshkit.transport import headers as wire
+from meshkit.transport.client import GuardedClient
+from meshkit.transport.options import Options, redacted
+
+log = logging.getLogger("meshkit.transport")
+
+T = TypeVar("T")
+
+# Bytes that may wait to be written before whoever publishes has to wait too.
+_PENDING_LIMIT = 2 * 1024 * 1024
+# Seconds.
+_PUBLISH_PATIENCE = 5.0
+_CLOSE_PATIENCE = 5.0
+_WATCH_EVERY = 0.5
+_RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 2.0
+
+
+class NatsTransport:
+    """A connection to NATS on nats-py; the interface is `meshkit.transport.Transport`.
+
+    Args:
+        options: The servers, and who connects.
+        name: What the connection is called in the server's monitoring.
+    """
+
+    def __init__(self, options: Options, name: str | None = None) -> None:
+        self._options = options
+        self._name = name
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}."
+        self._client = GuardedClient(self._inbox, tls=options.tls is not None, on_lost=self._fail_all)
+        self._loop = asyncio.get_running_loop()
+        self._up = asyncio.Event()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._token = 0
+        self._denied: list[str] = []
+        self._refused: asyncio.Future[BaseException] = self._loop.create_future()
+        self._reconnects = 0
+        self._closing = False
+        self._watch: asyncio.Task[None] | None = None
+
+    # Connecting
+
+    async def connect(self, timeout: float) -> None:
+        """Make the first connection.
+
+        Args:
+            timeout: Seconds to go on trying.
+
+        Raises:
+            Disconnected: No server could be reached, or it refused; the text says which and why.
+        """
+        attempt = asyncio.create_task(
+            self._client.connect(
+                **self._options.for_nats(),
+                name=self._name,
+                error_cb=self._on_error,
+                reconnected_cb=self._on_reconnected,
+                reconnect_to_server_handler=self._next_server,
+                connect_timeout=5,
+                reconnect_time_wait=0.1,  # pyright: ignore[reportArgumentType] # seconds; nats-py says int
+                max_reconnect_attempts=-1,
+                ping_interval=10,
+                max_outstanding_pings=2,
+                pending_size=0,  # nothing is buffered while disconnected, and publish never blocks
+                flusher_queue_size=0,
+            )
+        )
+        tasks: set[asyncio.Future[Any]] = {attempt, self._refused}
+        try:
+            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not attempt.done() or attempt.exception() is not None:
+                raise self._unreachable(attempt, timeout)
+        except BaseException:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+            await self.close()
+            raise
+        await self._client.subscribe(f"{self._inbox}*", cb=self._on_reply)
+        self._up.set()
+        self._watch = asyncio.create_task(self._keep_alive())
+
+    def _unreachable(self, attempt: "asyncio.Task[None]", timeout: float) -> Disconnected:
+        servers = ", ".join(map(redacted, self._options.urls))
+        cause = attempt.exception() if attempt.done() and not attempt.cancelled() else None
+        if cause is None and self._refused.done():
+            cause = self._refused.result()
+        cause = cause or self._client.last_error
+        if cause is None or isinstance(cause, TimeoutError):
+            why = f"no answer in {timeout:g} s"
+        elif isinstance(cause, nats_errors.SecureConnWantedError):
+            why = "TLS is wanted, but the server does not offer it"
+        elif "authorization" in str(cause).lower() or isinstance(cause, nats_errors.AuthorizationError):
+            why = "the server refused the login; check user, password, token or credentials"
+        elif "expecting INFO" in str(cause):
+            why = "what answers there is not a NATS server"
+        elif isinstance(cause, ConnectionRefusedError):
+            why = "nothing listens there; start a server with `meshkit server`, or set NATS_URL"
+        else:
+            why = str(cause).removeprefix("nats: ") or type(cause).__name__
+        error = Disconnected(f"cannot connect to NATS at {servers}: {why}")
+        error.__cause__ = cause
+        return error
+
+    def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """The server to reconnect to, and the seconds to wait first: full jitter, doubling."""
+        most = min(_RECONNECT_MOST, _RECONNECT_FIRST * 2**self._reconnects)
+        self._reconnects = min(self._reconnects + 1, 16)
+        server = min(servers, key=lambda one: (one.reconnects, random.random()))  # noqa: S311 # spreads load
+        return server, random.uniform(0, most)  # noqa: S311 # spreads load
+
+    async def _on_reconnected(self) -> None:
+        self._reconnects = 0
+        self._lost = self._loop.create_future()
+        self._up.set()
+        log.info("connected to NATS again at %s", self.server_url)
+
+    async def _on_error(self, error: Exception) -> None:
+        """Take nats-py's reports; it calls this in its read loop, which an exception here would end."""
+        text = str(error)
+        if "permissions violation for publish" in text:
+            self._fail_denied(text)
+        elif "permissions violation for subscription" in text:
+            self._denied.append(text.removeprefix("nats: "))
+        elif not self._up.is_set() and not self._refused.done() and _is_final(error):
+            self._refused.set_result(error)
+        else:
+            log.debug("nats-py: %s", text or type(error).__name__)
+            return
+        log.log(logging.DEBUG if self._refused.done() else logging.WARNING, "%s", text)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_EVERY)
+            await self._client.revive()
+
+    # Losing the connection
+
+    def _fail_all(self) -> None:
+        """The connection is broken: whoever waits for an answer cannot know whether it was executed."""
+        self._up.clear()
+        if not self._lost.done():
+            self._lost.set_result(None)
+        waiting, self._waiting = self._waiting, {}
+        for _, answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(ConnectionLost())
+
+    def _fail_denied(self, text: str) -> None:
+        for subject, answer in self._waiting.values():
+            # nats-py lower-cases what the server said.
+            if f'"{subject.lower()}"' in text and not answer.done():
+                answer.set_exception(Forbidden(f"this connection's user may not publish to {subject!r}"))
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something that nats-py would go on waiting for after a disconnect."""
+        task = asyncio.create_task(work)
+        tasks: set[asyncio.Future[Any]] = {task, self._lost}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionLost
+            return task.result()
+        finally:
+            task.cancel()
+
+    # Requests
+
+    async def request(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, deadline: float
+    ) -> Message:
+        """Send a message and wait for the first answer."""
+        self._check_size(subject, payload, headers)
+        await self._ready(deadline)
+        self._token += 1
+        token = str(self._token)
+        answer: asyncio.Future[Message] = self._loop.create_future()
+        self._waiting[token] = (subject, answer)
+        timer = self._loop.call_at(deadline, _expire, answer)
+        try:
+            await self._client.publish(subject, payload, self._inbox + token, headers)  # pyright: ignore[reportArgumentType] # nats-py says dict[str, Any]
+            message = await answer
+        finally:
+            timer.cancel()
+            self._waiting.pop(token, None)
+        if message.headers and message.headers.get(wire.STATUS) == "503" and not message.payload:
+            raise NoResponders(f"no service listens on {subject!r}")
+        return message
+
+    async def _on_reply(self, msg: Msg) -> None:
+        waiting = self._waiting.get(msg.subject[len(self._inbox) :])
+        # No entry: the caller has given up.
+        if waiting is not None and not waiting[1].done():
+            waiting[1].set_result(Message(msg.subject, msg.reply, msg.data, msg.headers))
+
+    async def gather(
+        self, subject: str, payload: bytes = b"", *, timeout: float = 1.0, stall: float = 0.3
+    ) -> list[Message]:
+        """Send a message and collect the answers of everybody."""
+        answers: asyncio.Queue[Message] = asyncio.Queue()
+        inbox = f"_INBOX.{secrets.token_hex(11)}"
+        subscription = await self.subscribe(inbox, answers.put_nowait)
+        gathered: list[Message] = []
+        try:
+            await self.publish(subject, payload, reply=inbox)
+            while True:
+                async with asyncio.timeout(stall if gathered else timeout):
+                    message = await answers.get()
+                if message.headers and wire.STATUS in message.headers:
+                    break
+                gathered.append(message)
+        except TimeoutError:
+            pass
+        finally:
+            await subscription.close()
+        return gathered
+
+    # Publishing
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Send a message; returns when it is on its way to the server."""
+        self._check_size(subject, payload, headers)
+        await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
+        await self._client.publish(subject, payload, reply, headers)  # pyright: ignore[reportArgumentType] # nats-py says dict[str, Any]
+
+    def _check_size(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> None:
+        # nats-py forgets the headers, and for one message too large the server ends the connection.
+        size = len(payload) + (wire.size(headers) if headers else 0)
+        if size > self.max_payload:
+            raise BadRequest(
+                f"the message to {subject!r} is {size:,} bytes, the server takes {self.max_payload:,}; "
+                "send less, or raise max_payload in its configuration"
+            )
+
+    async def _ready(self, deadline: float) -> None:
+        """Wait for the connection, and for room in it."""
+        while not self._up.is_set() or self._client.pending_data_size > _PENDING_LIMIT:
+            if self._closing:
+                raise Disconnected("the connection to NATS is closed")
+            if self._loop.time() >= deadline:
+                raise Disconnected(f"no connection to NATS at {self.server_url} in time")
+            if self._up.is_set():
+                # The server does not read as fast as we write. nats-py's own way to wait for it swallows
+                # cancellation.
+                await asyncio.sleep(0.001)
+            else:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await self._up.wait()
+                except TimeoutError:
+                    continue
+
+    # Subscribing
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+    ) -> "Interest":
+        """Have messages handed to a callback, which must neither block nor raise."""
+
+        async def deliver(msg: Msg) -> None:
+            # An exception or a cancellation in here would end the subscription: nothing is awaited.
+            try:
+                callback(Message(msg.subject, msg.reply, msg.data, msg.headers))
+            except Exception:
+                log.exception("a message on %s was not handled", msg.subject)
+
+        return Interest(self, await self._client.subscribe(subject, queue=queue, cb=deliver))
+
+    async def flush(self) -> None:
+        """Wait until the server has processed everything that was sent."""
+        await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
+        await self._unless_lost(self._client.flush())
+        if self._denied:
+            denied, self._denied = self._denied, []
+            raise Forbidden(f"NATS does not let this connection's user subscribe: {'; '.join(denied)}")
+
+    async def end(self, subscription: NatsSubscription, *, drain: bool) -> None:
+        """End a subscription; with `drain`, hand out first what was delivered."""
+        if drain and self._up.is_set():
+            try:
+                await self._unless_lost(subscription.drain())
+            except ConnectionLost:
+                # The server has forgotten the subscription with the connection; so must the client.
+                pass
+            else:
+                return
+        if not self._client.is_closed:
+            await subscription.unsubscribe()
+
+    async def close(self) -> None:
+        """Send what is to be sent and end the connection."""
+        self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._up.is_set():
+            try:
+                async with asyncio.timeout(_CLOSE_PATIENCE):
+                    await self._unless_lost(self._client.flush())
+            except (TimeoutError, MeshError) as error:
+                log.warning("closed without the server's word that it has everything (%r)", error)
+        self._fail_all()
+        await self._client.close()
+
+    # About the connection
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages can be sent right now."""
+        return self._up.is_set()
+
+    @property
+    def server_url(self) -> str:
+        """The server that the connection is, or was last, connected to; without credentials."""
+        url = self._client.connected_url
+        return redacted(url.geturl() if url else self._options.urls[0])
+
+    @property
+    def server_version(self) -> str:
+        """That server's version."""
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message that server takes, headers included, in bytes."""
+        return self._client.max_payload
+
+
+class Interest:
+    """A subscription on nats-py; the interface is `meshkit.transport.Subscription`."""
+
+    def __init__(self, transport: NatsTransport, subscription: NatsSubscription) -> None:
+        self._transport = transport
+        self._subscription = subscription
+
+    async def drain(self) -> None:
+        """End the interest; returns when the callback has had every message that was delivered."""
+        await self._transport.end(self._subscription, drain=True)
+
+    async def close(self) -> None:
+        """End the interest at once."""
+        await self._transport.end(self._subscription, drain=False)
+
+
+def _expire(answer: "asyncio.Future[Message]") -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineExceeded())
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again to make the first connection is of no use."""
+    return isinstance(error, nats_errors.Error | ssl.SSLError) and not isinstance(
+        error, TimeoutError | nats_errors.StaleConnectionError
+    )
