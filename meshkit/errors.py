@@ -25,6 +25,7 @@ On the wire an error is the two headers of the NATS services protocol (ADR-32), 
 `docs/wire.md`.
 """
 
+import re
 from collections.abc import Mapping
 
 ERROR = "Nats-Service-Error"
@@ -83,7 +84,7 @@ class ServiceError(MeshError):
         raise ServiceError(409, "room 12 is taken")
 
     Args:
-        code: 400 to 999. The codes of the table above arrive as the classes of that table.
+        code: 400 to 9999. The codes of the table above arrive as the classes of that table.
         message: The text that the caller gets.
 
     Raises:
@@ -93,8 +94,8 @@ class ServiceError(MeshError):
     executed = True
 
     def __init__(self, code: int, message: str = "") -> None:
-        if not 400 <= code <= 999:
-            raise ValueError(f"an error's code is a number from 400 to 999, not {code!r}")
+        if not 400 <= code <= 9999:
+            raise ValueError(f"an error's code is a number from 400 to 9999, not {code!r}")
         self.code = code
         super().__init__(message)
 
@@ -249,8 +250,9 @@ def from_headers(headers: Mapping[str, str]) -> MeshError | None:
     number = headers.get(ERROR_CODE)
     if number is None and ERROR not in headers:
         return None
-    # Other clients' services send what they like: what is no number from 400 to 999 counts as 500.
-    code = int(number) if number and number.isdecimal() and 400 <= int(number) <= 999 else 500
+    # Other clients' services send what they like: what is no such number counts as 500.
+    code = int(number) if number and re.fullmatch("[0-9]{3,4}", number) else 500
+    code = code if code >= 400 else 500
     message = headers.get(ERROR, "")
     nack = headers.get(NACK)
     error: MeshError

@@ -59,7 +59,6 @@ class Clock:
             self._set(max(due, math.nextafter(self.now(), math.inf)))
             await self._settle()
         self._set(max(end, self.now()))
-        await self._settle()
 
     def _set(self, now: float) -> None:
         self._time, self._set_at = now, time.monotonic()
@@ -76,7 +75,7 @@ class Clock:
 
     def _next_timer(self) -> float:
         timers: list[asyncio.TimerHandle] = self._inside("_scheduled")
-        return min((timer.when() for timer in timers if not timer.cancelled()), default=math.inf)
+        return min((timer.when() for timer in timers), default=math.inf)
 
     def _inside(self, name: str) -> Any:
         # asyncio has no public way to ask what is next, and small steps would be neither exact nor fast.

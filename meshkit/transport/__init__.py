@@ -81,6 +81,11 @@ class Transport(Protocol):
             payload: What.
             timeout: Seconds to wait for the first answer.
             stall: Seconds after the last answer until nobody else is expected.
+
+        Raises:
+            Forbidden: The connection's user may not publish to the subject.
+            Disconnected: There is no connection, and none came within five seconds.
+            ConnectionLost: The connection broke meanwhile.
         """
         ...
 

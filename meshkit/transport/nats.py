@@ -228,20 +228,35 @@ class NatsTransport:
         answers: asyncio.Queue[Message] = asyncio.Queue()
         inbox = f"_INBOX.{secrets.token_hex(11)}"
         subscription = await self.subscribe(inbox, answers.put_nowait)
+        # Among those who wait for an answer, to be told of a lost connection or a missing permission.
+        failure: asyncio.Future[Message] = self._loop.create_future()
+        self._waiting[inbox] = (subject, failure)
         gathered: list[Message] = []
         try:
             await self.publish(subject, payload, reply=inbox)
             while True:
-                async with asyncio.timeout(stall if gathered else timeout):
-                    message = await answers.get()
-                if message.headers and wire.STATUS in message.headers:
-                    break
+                message = await self._first(answers, failure, stall if gathered else timeout)
+                if message is None or (message.headers and wire.STATUS in message.headers):
+                    return gathered
                 gathered.append(message)
-        except TimeoutError:
-            pass
         finally:
+            failure.cancel()
+            self._waiting.pop(inbox, None)
             await subscription.close()
-        return gathered
+
+    async def _first(
+        self, answers: asyncio.Queue[Message], failure: "asyncio.Future[Message]", seconds: float
+    ) -> Message | None:
+        """The next answer; None if there is none in that time."""
+        answer = asyncio.create_task(answers.get())
+        try:
+            tasks: set[asyncio.Future[Any]] = {answer, failure}
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if failure.done():
+                failure.result()
+            return answer.result() if answer.done() else None
+        finally:
+            answer.cancel()
 
     # Publishing
 

@@ -327,6 +327,19 @@ async def test_gather_takes_everybody(mesh):
     assert await mesh.transport.gather("nobody.here") == []
 
 
+async def test_gather_says_what_keeps_it_from_asking(secured, server):
+    async with connect(secured[0].url, user="narrow", password="secret") as mesh:
+        with pytest.raises(Forbidden, match=r"may not publish to 'Closed.door'"):
+            await mesh.transport.gather("Closed.door")
+    async with connect(server.url) as mesh:
+        await mesh.transport.subscribe("silent", lambda _message: None)
+        asking = asyncio.create_task(mesh.transport.gather("silent", timeout=60))
+        await until(lambda: len(mesh.transport._waiting) == 1)
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(ConnectionLost):
+            await asking
+
+
 # Losing the server
 
 

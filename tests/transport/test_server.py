@@ -237,6 +237,15 @@ def test_a_server_that_dies_without_a_word(tmp_path, monkeypatch, no_wheel):
     assert str(failure()) == "nats-server did not start: it ended without a word"
 
 
+def test_a_server_for_another_machine(tmp_path, monkeypatch, no_wheel, temp):
+    (tmp_path / "nats-server").write_text("no program")
+    (tmp_path / "nats-server").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(OSError, match="Exec format error"):
+        EmbeddedServer().start()
+    assert list(temp.iterdir()) == []
+
+
 @pytest.fixture
 def no_wheel(monkeypatch):
     """Hides what is installed beside this Python."""
