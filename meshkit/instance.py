@@ -244,7 +244,8 @@ class Instance:
         if inspect.iscoroutinefunction(check):
             healthy = await check(*arguments)
         else:
-            healthy = await self._in_thread(functools.partial(check, *arguments))
+            # Not in the handlers' threads, all of which may be busy.
+            healthy = await asyncio.to_thread(check, *arguments)
         if healthy is False:
             raise RuntimeError("the check returned False")
 

@@ -273,6 +273,25 @@ async def test_health(mesh):
         assert "the check returned False" in instance.checks["disk"]
 
 
+async def test_a_def_health_check_needs_none_of_the_handlers_threads(mesh):
+    service = Service("busy")
+    release = threading.Event()
+
+    @service.endpoint()
+    def stuck() -> None:
+        release.wait(10)
+
+    @service.health
+    def well() -> None: ...
+
+    async with mesh.serve(service):
+        calls = [asyncio.create_task(mesh.call(stuck)) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert (await mesh.service("busy")).instances[0].healthy is True
+        release.set()
+        await asyncio.gather(*calls)
+
+
 async def test_several_services_on_one_connection(mesh):
     one, other = gated("one"), gated("other")
     one.gate.set()

@@ -118,6 +118,7 @@ class Transport(Protocol):
         Raises:
             Forbidden: A subscription made since the last flush is not permitted.
             ConnectionLost: The connection broke meanwhile.
+            DeadlineExceeded: The server does not answer within ten seconds.
         """
         ...
 

@@ -61,7 +61,8 @@ class NatsTransport:
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
         self._token = 0
-        self._denied: list[str] = []
+        self._denied: set[str] = set()
+        self._dropped = 0
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
         self._reconnects = 0
         self._closing = False
@@ -145,17 +146,26 @@ class NatsTransport:
 
     async def _on_error(self, error: Exception) -> None:
         """Take nats-py's reports; it calls this in its read loop, which an exception here would end."""
-        text = str(error)
+        text = str(error).removeprefix("nats: ") or type(error).__name__
+        level = logging.WARNING
         if "permissions violation for publish" in text:
             self._fail_denied(text)
         elif "permissions violation for subscription" in text:
-            self._denied.append(text.removeprefix("nats: "))
-        elif not self._up.is_set() and not self._refused.done() and _is_final(error):
-            self._refused.set_result(error)
-        else:
-            log.debug("nats-py: %s", text or type(error).__name__)
-            return
-        log.log(logging.DEBUG if self._refused.done() else logging.WARNING, "%s", text)
+            self._denied.add(text)
+        elif isinstance(error, nats_errors.SlowConsumerError):
+            self._dropped += 1
+            text = f"{self._dropped} messages dropped so far, which came faster than they can be taken in"
+            if self._dropped.bit_count() > 1:
+                level = logging.DEBUG
+        elif self._watch is None:
+            # The first connection: whoever makes it is told.
+            level = logging.DEBUG
+            if _is_final(error) and not self._refused.done():
+                self._refused.set_result(error)
+        elif self._reconnects > 1:
+            # The first attempt to reconnect has said it.
+            level = logging.DEBUG
+        log.log(level, "NATS at %s: %s", self.server_url, text)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -314,18 +324,23 @@ class NatsTransport:
     async def flush(self) -> None:
         """Wait until the server has processed everything that was sent."""
         await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
-        await self._unless_lost(self._client.flush())
+        try:
+            await self._unless_lost(self._client.flush())
+        except nats_errors.TimeoutError:
+            raise DeadlineExceeded(f"NATS at {self.server_url} does not confirm what it was sent") from None
         if self._denied:
-            denied, self._denied = self._denied, []
-            raise Forbidden(f"NATS does not let this connection's user subscribe: {'; '.join(denied)}")
+            denied, self._denied = self._denied, set()
+            raise Forbidden(
+                f"NATS does not let this connection's user subscribe: {'; '.join(sorted(denied))}"
+            )
 
     async def end(self, subscription: NatsSubscription, *, drain: bool) -> None:
         """End a subscription; with `drain`, hand out first what was delivered."""
         if drain and self._up.is_set():
             try:
                 await self._unless_lost(subscription.drain())
-            except ConnectionLost:
-                # The server has forgotten the subscription with the connection; so must the client.
+            except (ConnectionLost, nats_errors.TimeoutError):
+                # Without the server's word there is nothing to wait for.
                 pass
             else:
                 return

@@ -466,6 +466,16 @@ async def test_close_while_disconnected(server):
         await until(lambda: not mesh.transport.is_connected)
 
 
+async def test_a_long_outage_is_one_warning(server, caplog):
+    async with connect(server.url) as mesh:
+        await asyncio.to_thread(server.kill)
+        await until(lambda: mesh.transport._reconnects > 3)
+        await asyncio.to_thread(server.restart)
+        await until(lambda: mesh.transport.is_connected)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) <= 3  # broken; what nats-py says of that; the first attempt that failed
+
+
 async def test_reconnects_are_jittered_and_bounded(mesh):
     from nats.aio.client import Server
 
