@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from meshkit import codec
 from meshkit.discovery.description import describe, report
 from meshkit.discovery.protocol import timestamp
@@ -99,19 +101,25 @@ class Instance:
             raise
 
     async def stop(self) -> None:
-        """Drain: take nothing new, answer what was delivered, wait for what runs, leave the lifespan."""
+        """Drain, then leave the lifespan."""
         try:
-            await self._responder.stop()
-            await asyncio.gather(*(interest.drain() for interest in self._interests))
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT)
-            while self._tasks:
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.wait(self._tasks)
+            # The lifespan is left outside of this: a scope of its own that it entered must be the innermost.
+            with anyio.CancelScope(shield=True):
+                await self._drain()
         finally:
-            await self._lifespan.aclose()
             self._threads.shutdown(wait=False, cancel_futures=True)
+            await self._lifespan.aclose()
+
+    async def _drain(self) -> None:
+        """Take nothing new, answer what was delivered, wait for what runs."""
+        await self._responder.stop()
+        await asyncio.gather(*(interest.drain() for interest in self._interests))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
 
     async def _subscribe(
         self, declared: Endpoint[..., Any, Any] | Subscription, callback: Callable[[Message], None]

@@ -185,8 +185,7 @@ class Mesh:
         try:
             yield instance
         finally:
-            with anyio.CancelScope(shield=True):
-                await instance.stop()
+            await instance.stop()
 
     async def services(self) -> list[DiscoveredService]:
         """Everything that answers in the mesh, of whatever client; statistics are summed over instances."""

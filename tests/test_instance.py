@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+import anyio
 import pytest
 from support import until
 
@@ -227,6 +228,41 @@ async def test_a_lifespan_without_a_parameter(mesh):
 
     async with mesh.serve(service) as instance:
         assert instance.state == 7
+
+
+async def test_a_lifespan_may_have_a_task_group(mesh):
+    service = Service("alive")
+    ended = []
+
+    async def background():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("background")
+
+    @service.lifespan
+    async def around():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(background)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async with mesh.serve(service):
+        pass
+    assert ended == ["background"]
+
+
+async def test_a_drain_is_not_cut_short_by_a_scope_that_is_cancelled(nats_server):
+    service = gated()
+    async with connect(nats_server.url) as caller:
+        with anyio.CancelScope() as scope:
+            async with connect(nats_server.url) as mesh, mesh.serve(service):
+                call = asyncio.create_task(caller.call("gated.wait"))
+                await until(lambda: service.running == 1)
+                asyncio.get_running_loop().call_later(0.1, service.gate.set)
+                scope.cancel()
+                await asyncio.sleep(0)
+        assert await call == "done"
 
 
 async def test_a_lifespan_that_fails_leaves_nothing_behind(mesh):
