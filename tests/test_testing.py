@@ -7,6 +7,7 @@ import anyio
 import nats
 import pytest
 
+from meshkit import Service
 from meshkit.testing import Clock
 
 
@@ -29,17 +30,16 @@ async def test_nats_server_is_a_real_one(nats_server):
         await nc.jetstream().account_info()
 
 
-async def test_mesh_is_connected(mesh, nats_server):
-    heard = asyncio.Event()
-    async with await nats.connect(nats_server.url) as nc:
+async def test_mesh_serves_and_calls(mesh, nats_server):
+    service = Service("greeter")
 
-        async def hear(_message):
-            heard.set()
+    @service.endpoint()
+    async def hello(name: str) -> str:
+        return f"Hello {name}"
 
-        await nc.subscribe("greetings", cb=hear)
-        await nc.flush()
-        await mesh.publish("greetings", "hello")
-        await asyncio.wait_for(heard.wait(), 5)
+    async with mesh.serve(service):
+        assert await mesh.call(hello, "Ann") == "Hello Ann"
+    assert mesh.transport.server_url == nats_server.url
 
 
 def test_users_need_nothing_but_the_fixtures(run_pytest):

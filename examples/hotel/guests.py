@@ -70,7 +70,7 @@ async def stay_over(mesh: Mesh, stay: Stay, counts: Counter[str]) -> None:
         await insist(lambda: mesh.call(frontdesk.checkout.at(number=stay.number), invoice.amount))
         counts["left"] += 1
     except MeshError as error:
-        print(f"guests: {stay.guest} complains: {error}", flush=True)
+        print(f"guests: {stay.guest} complains: {error}")
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:
@@ -91,9 +91,9 @@ async def tell(mesh: Mesh, counts: Counter[str]) -> None:
         try:
             audit = await mesh.call(frontdesk.audit)
         except MeshError as error:
-            print(f"guests: {shown(counts)}; no audit: {error}", flush=True)
+            print(f"guests: {shown(counts)}; no audit: {error}")
         else:
-            print(f"guests: {shown(counts)}; audit: {audit}", flush=True)
+            print(f"guests: {shown(counts)}; audit: {audit}")
 
 
 def shown(counts: Counter[str]) -> str:

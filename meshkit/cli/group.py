@@ -1,0 +1,53 @@
+"""The `meshkit` command: which commands there are, and how an error ends them."""
+
+import importlib
+
+import click
+
+from meshkit.cli.exits import exit_code
+from meshkit.cli.output import clean
+from meshkit.errors import ConfigError, DeclarationError, MeshError
+
+# A command's module is imported when the command is used: `meshkit run` does not pay for `meshkit ls`.
+COMMANDS = {
+    "run": "meshkit.cli.run:run",
+    "ls": "meshkit.cli.ls:ls",
+    "info": "meshkit.cli.info:info",
+    "stats": "meshkit.cli.stats:stats",
+    "ping": "meshkit.cli.ping:ping",
+    "call": "meshkit.cli.call:call",
+    "server": "meshkit.cli.server:server",
+    "completion": "meshkit.cli.completion:completion",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def invoke(self, ctx: click.Context) -> None:
+        try:
+            super().invoke(ctx)
+        except (MeshError, ConfigError, DeclarationError) as error:
+            # Where nothing was called, the error's code and class add nothing to its sentence.
+            bare = isinstance(error, MeshError) and error.target is None
+            click.echo(f"meshkit: {clean(error.args[0] if bare else error)}", err=True)
+            ctx.exit(exit_code(error))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MESHKIT"},
+    epilog="Every option is also an environment variable: MESHKIT_RUN_WORKERS=2 is `run --workers 2`.",
+)
+@click.version_option(package_name="meshkit", message="meshkit %(version)s")
+def group() -> None:
+    """Run services on NATS, and see and call those that run."""

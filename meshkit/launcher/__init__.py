@@ -1,0 +1,1 @@
+"""`meshkit run`: the processes of a machine's services, from their targets to their draining."""

@@ -1,0 +1,48 @@
+"""`python -m meshkit.launcher.describe`: import a module and tell the launcher which services it has.
+
+A process of its own: the launcher never holds user code, so it can look again after every change.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from meshkit.launcher import child
+from meshkit.launcher.messages import Described, Description, Endpoint
+from meshkit.launcher.targets import Source
+from meshkit.service import Service
+
+
+def main() -> None:
+    """Describe the services of the job's source."""
+    launcher = child.Launcher()
+    with child.failures_told(launcher):
+        services = child.load(launcher.job.source)
+        described = Described([_description(service) for service in services], _folder(launcher.job.source))
+    launcher.tell(described)
+
+
+def _description(service: Service) -> Description:
+    return Description(
+        service.name,
+        service.version,
+        [_endpoint(endpoint) for endpoint in service.endpoints],
+        [_endpoint(subscription) for subscription in service.subscriptions],
+    )
+
+
+def _endpoint(endpoint: Any) -> Endpoint:
+    doc = endpoint.signature.function.__doc__ or ""
+    return Endpoint(endpoint.subject, endpoint.queue, doc.strip().partition("\n")[0])
+
+
+def _folder(source: Source) -> str:
+    """The folder whose files make up the module: that of its outermost package, else its file's."""
+    outermost = sys.modules[source.module.partition(".")[0]]
+    # A package without an __init__.py has no file: its module's folder is what is left.
+    file = outermost.__file__ or sys.modules[source.module].__file__
+    return str(Path(file).parent) if file else source.folder
+
+
+if __name__ == "__main__":
+    main()

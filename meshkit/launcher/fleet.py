@@ -1,0 +1,81 @@
+"""From targets to what is to run: which services there are, found out by processes of their own."""
+
+import anyio
+import msgspec
+
+from meshkit.errors import ConfigError
+from meshkit.launcher import process
+from meshkit.launcher.messages import Described, Failed, Job
+from meshkit.launcher.targets import Targets
+from meshkit.launcher.view import Line
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """What is to run.
+
+    Attributes:
+        lines: The services, and how many workers each gets.
+        jobs: What the workers do.
+        folders: Where the code and the configuration lie.
+    """
+
+    lines: list[Line]
+    jobs: list[Job]
+    folders: set[str]
+
+
+class LaunchError(Exception):
+    """A failure that no setting mends: user code does not import, or a worker ended with calls unanswered."""
+
+
+async def muster(targets: Targets, *, url: str, workers: int | None, log_level: str) -> Fleet:
+    """Find out what is to run.
+
+    Args:
+        targets: Where to look.
+        url: The NATS server.
+        workers: Processes for each service; None for what its meshkit.toml says.
+        log_level: The least level of what they log.
+
+    Raises:
+        ConfigError: A target or a declaration is wrong, or two services have the same name.
+        LaunchError: User code does not import; its traceback is on standard error.
+    """
+    answers = await _describe([Job(source, url=url, log_level=log_level) for source in targets.sources])
+    fleet = Fleet([], [], set(targets.folders))
+    places: dict[str, str] = {}
+    for source, answer in zip(targets.sources, answers, strict=True):
+        if isinstance(answer, Failed):
+            if answer.mistake:
+                raise ConfigError(answer.text)
+            raise LaunchError(f"{source.target} cannot be imported: {answer.text}")
+        fleet.folders.add(answer.folder)
+        for service in answer.services:
+            name = service.name
+            if name in places:
+                raise ConfigError(f"{source.target}: service {name!r} comes from {places[name]} already")
+            places[name] = source.target
+            wanted = msgspec.structs.replace(source, service=name)
+            count = workers or source.table.workers
+            fleet.lines.append(Line(service, count))
+            numbers = range(1, count + 1)
+            fleet.jobs.extend(Job(wanted, f"{name}#{number}", url, log_level) for number in numbers)
+    return fleet
+
+
+async def _describe(jobs: list[Job]) -> list[Described | Failed]:
+    """The answer of a process for each job, side by side."""
+    answers: dict[int, Described | Failed] = {}
+
+    async def ask(number: int, job: Job) -> None:
+        async with process.start("meshkit.launcher.describe", job) as running:
+            answer = await running.event()
+            if not isinstance(answer, Described | Failed):
+                ending = await running.wait()
+                answer = Failed(f"its process {ending}", mistake=False)
+        answers[number] = answer
+
+    async with anyio.create_task_group() as tasks:
+        for number, job in enumerate(jobs):
+            tasks.start_soon(ask, number, job)
+    return [answers[number] for number in range(len(jobs))]

@@ -1,0 +1,74 @@
+"""What the launcher and its processes tell each other: JSON, one message a line, over two pipes."""
+
+import msgspec
+
+from meshkit.instance import DRAIN_TIMEOUT
+from meshkit.launcher.targets import Source
+
+GRACE = DRAIN_TIMEOUT + 5.0
+"""Seconds after which a process that was told to stop is killed."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """To a process, once at its start: what to do.
+
+    Attributes:
+        source: The module to import.
+        worker: The name of the process, `rooms#1`.
+        url: The NATS server.
+        log_level: The least level of the messages that are logged.
+    """
+
+    source: Source
+    worker: str = ""
+    url: str = ""
+    log_level: str = "info"
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """An endpoint or a subscription, as the banner shows it."""
+
+    subject: str
+    queue: str | None
+    doc: str
+
+
+class Description(msgspec.Struct, frozen=True):
+    """A service, as the banner shows it."""
+
+    name: str
+    version: str
+    endpoints: list[Endpoint]
+    subscriptions: list[Endpoint]
+
+
+class Described(msgspec.Struct, tag=True, frozen=True):
+    """From a process that looked for services: what it found, and the folder that the code is in."""
+
+    services: list[Description]
+    folder: str
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """From a worker: it serves."""
+
+    instance: str
+
+
+class Stopped(msgspec.Struct, tag=True, frozen=True):
+    """From a worker: everything it took is answered."""
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """From a process: it cannot do its job.
+
+    Attributes:
+        text: Why, in a sentence.
+        mistake: A person has to change something: trying again is of no use.
+    """
+
+    text: str
+    mistake: bool
+
+
+Event = Described | Ready | Stopped | Failed

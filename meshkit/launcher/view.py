@@ -1,0 +1,61 @@
+"""What the launcher shows, and to whom: the command line draws it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from meshkit.launcher.messages import Description
+
+
+class Server(msgspec.Struct, frozen=True):
+    """The NATS server.
+
+    Attributes:
+        url: How to reach it.
+        address: The same without credentials.
+        version: Its version.
+        embedded: Whether it ends with the services.
+    """
+
+    url: str
+    address: str
+    version: str
+    embedded: bool
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A service, and how many workers it gets."""
+
+    service: Description
+    workers: int
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something that happened.
+
+    Attributes:
+        who: The worker, or another part of the launcher.
+        what: What happened to it.
+        trouble: Whether it is bad news.
+    """
+
+    who: str
+    what: str
+    trouble: bool = False
+
+
+class View(Protocol):
+    """Where it all shows."""
+
+    def server(self, server: Server) -> None:
+        """This is the server."""
+        ...
+
+    def services(self, lines: Sequence[Line]) -> None:
+        """These services start."""
+        ...
+
+    def notice(self, notice: Notice) -> None:
+        """Something happened."""
+        ...

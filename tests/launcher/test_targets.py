@@ -1,0 +1,118 @@
+import pytest
+
+from meshkit.errors import ConfigError
+from meshkit.launcher import targets
+from meshkit.launcher.config import ServiceTable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rooms.py").touch()
+    return tmp_path
+
+
+def read(target):
+    [source] = targets.read([target]).sources
+    return source
+
+
+def test_file_is_imported_from_its_folder(folder):
+    source = read("rooms.py")
+    assert (source.folder, source.module, source.attribute) == (str(folder), "rooms", "")
+
+
+def test_file_may_name_one_of_its_services(folder):
+    assert read(str(folder / "rooms.py:service")).attribute == "service"
+
+
+def test_file_of_a_package_is_imported_as_its_module(folder):
+    inner = folder / "hotel" / "services"
+    inner.mkdir(parents=True)
+    for file in (folder / "hotel" / "__init__.py", inner / "__init__.py", inner / "rooms.py"):
+        file.touch()
+    source = read("hotel/services/rooms.py")
+    assert (source.folder, source.module) == (str(folder), "hotel.services.rooms")
+
+
+def test_module_and_attribute(folder):
+    source = read("hotel.rooms:services.main")
+    assert (source.folder, source.module, source.attribute) == (str(folder), "hotel.rooms", "services.main")
+
+
+def test_folder_that_is_a_package_is_a_module(folder):
+    (folder / "hotel").mkdir()
+    (folder / "hotel" / "__init__.py").touch()
+    assert read("hotel").module == "hotel"
+
+
+def test_folder_with_a_configuration(folder):
+    (folder / "meshkit.toml").write_text("""
+        nats = "nats://10.0.0.1:4222"
+        [services.rooms]
+        workers = 2
+        timeout = 1
+        env = { HOTEL_DB = "hotel.sqlite" }
+        [services.bills]
+        target = "hotel.bills:service"
+    """)
+    found = targets.read(["."])
+    rooms, bills = found.sources
+    assert found.nats == "nats://10.0.0.1:4222"
+    assert (rooms.module, rooms.service) == ("rooms", "rooms")
+    assert rooms.table == ServiceTable(workers=2, timeout=1.0, env={"HOTEL_DB": "hotel.sqlite"})
+    assert (bills.module, bills.attribute, bills.table.workers) == ("hotel.bills", "service", 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("room.py", "room.py: there is no file {folder}/room.py"),
+        ("sub/rooms", "sub/rooms: no such file, folder or module"),
+        (".", ".: the folder has no meshkit.toml; write one, or name a Python file"),
+    ],
+)
+def test_target_that_means_nothing(folder, target, sentence):
+    with pytest.raises(ConfigError) as error:
+        targets.read([target])
+    assert str(error.value) == sentence.format(folder=folder)
+
+
+def test_file_named_like_a_standard_module_is_refused(folder):
+    (folder / "email.py").touch()
+    with pytest.raises(ConfigError, match=r"email\.py has the name of a module of Python itself; rename"):
+        targets.read(["email.py"])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[services.rooms", "not valid TOML: "),
+        ("", "no services; write a [services.<name>] table for each"),
+        ("[service.rooms]", "unknown field `service`; the fields here are services, nats"),
+        ("[services]\nrooms = 1", "[services.rooms]: Expected a table, got `int`"),
+        (
+            "[services.rooms]\nworker = 2",
+            "[services.rooms]: unknown field `worker`; the fields here are",
+        ),
+        ("[services.rooms]\nworkers = '2'", "[services.rooms], workers: Expected `int`, got `str`"),
+        ("[services.rooms]\nworkers = 0", "[services.rooms], workers: Expected `int` >= 1"),
+        ("[services.rooms]\ntimeout = 0", "[services.rooms], timeout: Expected `float` > 0.0"),
+        ("[services.bills]", "[services.bills]: there is no file "),
+    ],
+)
+def test_configuration_error_names_file_table_and_field(folder, content, sentence):
+    (folder / "meshkit.toml").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        targets.read(["."])
+    assert str(error.value).startswith("meshkit.toml")
+    assert sentence in str(error.value)
+
+
+def test_configurations_that_name_different_servers(folder):
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "rooms.py").touch()
+        (folder / name / "meshkit.toml").write_text(f'nats = "nats://{name}:4222"\n[services.rooms]')
+    with pytest.raises(ConfigError, match="b: names nats://b:4222, another target nats://a:4222; use --nats"):
+        targets.read(["a", "b"])
