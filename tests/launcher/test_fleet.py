@@ -67,7 +67,10 @@ async def test_configuration_picks_services_and_the_number_of_their_workers(writ
     assert [job.worker for job in (await find(".", workers=1)).jobs] == ["bills#1"]
 
 
-async def test_environment_of_the_configuration_is_there_at_the_import(write):
+@pytest.mark.parametrize(("outside", "version"), [(None, "2.0.0"), ("Savoy", "1.0.0")])
+async def test_environment_of_the_configuration_is_a_default(write, monkeypatch, outside, version):
+    if outside:
+        monkeypatch.setenv("HOTEL", outside)
     write("meshkit.toml", "[services.bills]\nenv = { HOTEL = 'Ritz' }\n")
     write(
         "bills.py",
@@ -75,10 +78,10 @@ async def test_environment_of_the_configuration_is_there_at_the_import(write):
         import os
         from meshkit import Service
 
-        bills = Service("bills", version=os.environ["HOTEL"] == "Ritz" and "2.0.0")
+        bills = Service("bills", version="2.0.0" if os.environ["HOTEL"] == "Ritz" else "1.0.0")
     """,
     )
-    assert (await find(".")).lines[0].service.version == "2.0.0"
+    assert (await find(".")).lines[0].service.version == version
 
 
 @pytest.mark.parametrize(
