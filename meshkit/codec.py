@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from meshkit.errors import BadRequest
+from meshkit.errors import BadRequest, shortened
 
 CONTENT_TYPE = "Content-Type"
 JSON = "application/json"
@@ -24,19 +24,28 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def content_type(headers: Mapping[str, str] | None) -> str:
+def content_type(headers: Mapping[str, str] | None, *, any_if_raw: "Decoder | None" = None) -> str:
     """The content type that the headers name; JSON if they name none.
+
+    Args:
+        headers: Of a request, an event or a reply.
+        any_if_raw: What decodes the payload: if that takes it as it is, any type will do, and counts as JSON.
 
     Raises:
         BadRequest: It is neither JSON nor MessagePack.
     """
-    named = headers.get(CONTENT_TYPE) if headers else None
+    headers = headers or {}
+    named = headers.get(CONTENT_TYPE) or headers.get(CONTENT_TYPE.lower())
     if not named:
         return JSON
     kind = named.partition(";")[0].strip().lower()
-    if kind not in _ENCODERS:
-        raise BadRequest(f"Content-Type {named!r} is not understood; send {JSON} (or no header) or {MSGPACK}")
-    return kind
+    if kind in _ENCODERS:
+        return kind
+    if any_if_raw is not None and any_if_raw.raw:
+        return JSON
+    raise BadRequest(
+        f"Content-Type {shortened(named, 50)!r} is not understood; send {JSON} (or no header) or {MSGPACK}"
+    )
 
 
 def encode(value: Any, kind: str = JSON) -> bytes:

@@ -10,12 +10,12 @@
     │   ├── InternalError       500   yes        the handler failed; its log has the traceback
     │   └── BadReply            502   yes        the reply does not decode as the type asked for
     ├── Cancelled               499   unknown    the caller went away
-    ├── Unavailable             503   no         nobody took the call
-    │   ├── NoResponders                         no service listens on the subject
-    │   ├── Overloaded                           every handler is busy and the queue is full
-    │   ├── Draining                             the instance is about to stop
-    │   ├── Disconnected                         no connection to NATS
-    │   └── CircuitOpen                          the caller's own breaker refused
+    ├── Unavailable             503   unknown    the instance went away, or a service that it called
+    │   ├── NoResponders              no         no service listens on the subject
+    │   ├── Overloaded                no         every handler is busy and the queue is full
+    │   ├── Draining                  no         the instance is about to stop
+    │   ├── Disconnected              no         no connection to NATS
+    │   └── CircuitOpen               no         the caller's own breaker refused
     ├── DeadlineExceeded        504   unknown    no answer in time (also a TimeoutError)
     └── ConnectionLost          503   unknown    the connection broke during the call (also a ConnectionError)
 
@@ -34,6 +34,9 @@ NACK = "Mesh-Nack"
 RETRY_AFTER = "Mesh-Retry-After"
 INSTANCE = "Mesh-Instance"
 
+# Seconds; the header has nine digits of milliseconds.
+_LONGEST_RETRY = 999_999
+
 
 class MeshError(Exception):
     """A call that failed.
@@ -44,7 +47,8 @@ class MeshError(Exception):
     Attributes:
         code: The number on the wire, see the table above.
         message: The text alone; `str(error)` adds where it happened.
-        executed: Whether the handler ran: True, False, or None where nobody can know.
+        executed: Whether the handler ran: True, False, or None where the caller cannot know. Only where it is
+            False can the call be repeated without a thought.
         retry_after: Seconds after which another attempt may succeed, where the service said so.
         target: The subject that was called.
         instance: `service/instance` that answered, where known.
@@ -56,7 +60,8 @@ class MeshError(Exception):
     executed: bool | None = None
 
     def __init__(self, message: str = "") -> None:
-        self.message = message or (type(self).__doc__ or "").partition(".")[0]
+        # Often it is another exception that is handed in.
+        self.message = str(message) or (type(self).__doc__ or "").partition(".")[0]
         self.retry_after: float | None = None
         self.target: str | None = None
         self.instance: str | None = None
@@ -98,6 +103,7 @@ class ServiceError(MeshError):
             raise ValueError(f"an error's code is a number from 400 to 9999, not {code!r}")
         self.code = code
         super().__init__(message)
+        self.args = (code, self.message)
 
 
 class _Coded(ServiceError):
@@ -105,6 +111,7 @@ class _Coded(ServiceError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(type(self).code, message)
+        self.args = (self.message,)
 
 
 class BadRequest(_Coded):
@@ -160,30 +167,39 @@ class Cancelled(MeshError):
 
 
 class Unavailable(MeshError):
-    """Nobody took the call."""
+    """The instance went away, or a service that it called."""
 
     code = 503
-    executed = False
 
 
 class NoResponders(Unavailable):
     """No service listens on this subject."""
 
+    executed = False
+
 
 class Overloaded(Unavailable):
     """Every handler is busy and the queue is full."""
+
+    executed = False
 
 
 class Draining(Unavailable):
     """The instance is about to stop."""
 
+    executed = False
+
 
 class Disconnected(Unavailable):
     """There is no connection to NATS."""
 
+    executed = False
+
 
 class CircuitOpen(Unavailable):
     """The caller's circuit breaker is open."""
+
+    executed = False
 
 
 class DeadlineExceeded(MeshError, TimeoutError):
@@ -225,6 +241,11 @@ _BY_NACK: dict[str, type[Unavailable]] = {"overloaded": Overloaded, "draining": 
 _NACKS: dict[type[MeshError], str] = {cls: name for name, cls in _BY_NACK.items()}
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """A text of bounded length, for headers and logs."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def to_headers(error: MeshError, instance: str) -> dict[str, str]:
     """The headers of an error reply.
 
@@ -232,15 +253,16 @@ def to_headers(error: MeshError, instance: str) -> dict[str, str]:
         error: What to tell the caller.
         instance: `service/instance` that answers.
     """
-    # A header's value is one line: the transport refuses line breaks, and a caller is best told all of it.
+    # A header's value is one line of bounded length. Whatever a handler raised, this gives headers.
+    line = " ".join(error.message.split()).encode("utf-8", "replace").decode()
     headers = {
-        ERROR: " ".join(error.message.split()) or type(error).__name__,
+        ERROR: shortened(line) or type(error).__name__,
         ERROR_CODE: str(error.code),
         INSTANCE: instance,
     }
     if error.executed is False and not isinstance(error, BadRequest | Unauthorized | Forbidden):
         headers[NACK] = _NACKS.get(type(error), "refused")
-    if error.retry_after is not None:
+    if error.retry_after is not None and 0 <= error.retry_after < _LONGEST_RETRY:
         headers[RETRY_AFTER] = str(round(error.retry_after * 1000))
     return headers
 
@@ -258,15 +280,17 @@ def from_headers(headers: Mapping[str, str]) -> MeshError | None:
     error: MeshError
     if code == 503:
         error = _BY_NACK.get(nack or "", Unavailable)(message)
-        error.executed = None
     elif code in _BY_CODE:
         error = _BY_CODE[code](message)
     else:
         error = ServiceError(code, message)
     if nack is not None:
         error.executed = False
+    elif error.executed is False:
+        # A handler may raise such an error too, with half of its work done.
+        error.executed = None
     retry_after = headers.get(RETRY_AFTER, "")
-    if retry_after.isdecimal():
+    if re.fullmatch("[0-9]{1,9}", retry_after):
         error.retry_after = int(retry_after) / 1000
     error.instance = headers.get(INSTANCE)
     return error

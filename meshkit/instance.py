@@ -7,8 +7,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +16,15 @@ from meshkit import codec
 from meshkit.discovery.description import describe, report
 from meshkit.discovery.protocol import timestamp
 from meshkit.discovery.responder import Responder
-from meshkit.errors import BadRequest, Draining, InternalError, MeshError, Overloaded, to_headers
+from meshkit.errors import BadRequest, InternalError, MeshError, Overloaded, Unavailable, to_headers
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
+from meshkit.lifespan import Lifespan
 from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
 from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature
-from meshkit.stack import server_stack
+from meshkit.stack import event_stack, server_stack
+from meshkit.threads import Threads
 from meshkit.transport import Message, Transport
 from meshkit.transport import Subscription as Interest
 
@@ -35,6 +35,8 @@ log = logging.getLogger("meshkit.service")
 
 # Seconds that running handlers get to finish when an instance drains.
 DRAIN_TIMEOUT = 30.0
+# Seconds that handlers then get to end when they are cancelled.
+_CANCEL_TIMEOUT = 5.0
 # Refusals that may be on their way at a time; one turn of the loop reads some three thousand calls at most.
 _REFUSALS = 10_000
 # Threads for `def` handlers.
@@ -67,15 +69,17 @@ class Instance:
             {name: functools.partial(self._check, check) for name, check in service.checks.items()},
         )
         self._interests: list[Interest] = []
-        self._lifespan = AsyncExitStack()
+        self._lifespan: Lifespan | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # What the bounds admit, and refusals on their way: more only pile up if nothing can be written.
         waiting = sum(subscription.backlog for subscription in service.subscriptions)
         self._most_tasks = service.concurrency + service.backlog + waiting + _REFUSALS
         self._overrun = False
         self._dropped = 0
-        # Not anyio's threads: a thread that is given up at a deadline must go on counting against the limit.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=service.name)
+        self._threads = Threads(_THREADS, service.name)
+        # Not the handlers' threads, all of which may be busy.
+        self._check_threads = Threads(max(1, len(service.checks)), f"{service.name}-health")
+        service.is_served = True
 
     # Life
 
@@ -87,8 +91,8 @@ class Instance:
         """
         try:
             if (surroundings := self.service.surroundings) is not None:
-                entering = surroundings(*_wanted(surroundings, self._mesh))
-                self.state = await self._lifespan.enter_async_context(entering)
+                self._lifespan = Lifespan(surroundings(*_wanted(surroundings, self._mesh)))
+                self.state = await self._lifespan.enter()
             for subscription in self.service.subscriptions:
                 await self._subscribe(subscription, self._events(subscription))
             bound = Concurrency(self.service.concurrency, self.service.backlog, self.service.name)
@@ -101,25 +105,40 @@ class Instance:
             raise
 
     async def stop(self) -> None:
-        """Drain, then leave the lifespan."""
+        """Drain, then leave the lifespan.
+
+        A cancellation does not cut it short; a second one leaves it to go on by itself.
+        """
+        stopping = asyncio.create_task(self._stop())
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(stopping)
+
+    async def _stop(self) -> None:
         try:
-            # The lifespan is left outside of this: a scope of its own that it entered must be the innermost.
-            with anyio.CancelScope(shield=True):
-                await self._drain()
+            await self._drain()
         finally:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            await self._lifespan.aclose()
+            self._threads.close()
+            self._check_threads.close()
+            if self._lifespan is not None:
+                await self._lifespan.leave()
 
     async def _drain(self) -> None:
         """Take nothing new, answer what was delivered, wait for what runs."""
-        await self._responder.stop()
-        await asyncio.gather(*(interest.drain() for interest in self._interests))
+        leaving = [self._responder.stop(), *(interest.drain() for interest in self._interests)]
+        for outcome in await asyncio.gather(*leaving, return_exceptions=True):
+            if outcome is not None:
+                log.error("%s: a subscription did not end as it should: %r", self.name, outcome)
+        await self._wait_for_tasks(DRAIN_TIMEOUT)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT)
-        while self._tasks:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.wait(self._tasks)
+            await self._wait_for_tasks(_CANCEL_TIMEOUT)
+        if self._tasks:
+            log.error("%s: %d handlers do not end when they are cancelled", self.name, len(self._tasks))
+
+    async def _wait_for_tasks(self, seconds: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
 
     async def _subscribe(
         self, declared: Endpoint[..., Any, Any] | Subscription, callback: Callable[[Message], None]
@@ -141,7 +160,6 @@ class Instance:
             self._handler(endpoint.signature),
             statistics=self._statistics[endpoint],
             bounds=bounds,
-            bounded_in_time=True,
         )
         most = endpoint.timeout or math.inf
         usual = endpoint.timeout or DEFAULT_TIMEOUT
@@ -153,16 +171,11 @@ class Instance:
 
     def _events(self, subscription: Subscription) -> Callable[[Message], None]:
         """What takes the events of a subscription."""
-        stack = server_stack(
-            self._handler(subscription.signature),
-            statistics=Statistics(),
-            bounds=[Concurrency(subscription.concurrency, subscription.backlog, subscription.name)],
-            bounded_in_time=subscription.timeout is not None,
-        )
-        most = subscription.timeout or math.inf
+        bound = Concurrency(subscription.concurrency, subscription.backlog, subscription.name)
+        stack = event_stack(self._handler(subscription.signature), bound=bound, timeout=subscription.timeout)
 
         def take(message: Message) -> None:
-            self._spawn(self._absorb(stack, message, self._loop.time() + most))
+            self._spawn(self._absorb(stack, message))
 
         return take
 
@@ -184,19 +197,20 @@ class Instance:
         """Handle a call and send the answer, whatever it is."""
         headers = message.headers or {}
         reply_headers: dict[str, str] | None
+        request = Request(message.subject, message.payload, headers, math.inf, self.name)
+        CURRENT.set(request)
         try:
-            deadline = arrived + min(_time_left(headers, usual), most)
-            request = Request(message.subject, message.payload, headers, deadline, self.name)
-            CURRENT.set(request)
+            request.deadline = arrived + min(_time_left(headers, usual), most)
             response = await stack(request)
             payload, reply_headers = response.payload, response.headers
         except MeshError as error:
             payload, reply_headers = b"", to_headers(error, self.name)
         except asyncio.CancelledError:
-            # The drain's time is over. Whether the handler had begun is not known.
-            error = Draining("the instance stopped before the call was finished")
-            error.executed = None
+            # The drain's time is over.
+            error = Unavailable("the instance stopped before the call was finished")
             payload, reply_headers = b"", to_headers(error, self.name)
+        # Tasks that the handler has started go on without its deadline.
+        request.deadline = math.inf
         if message.reply:
             await self._reply(message, payload, reply_headers)
 
@@ -210,9 +224,9 @@ class Instance:
         except MeshError as error:
             log.warning("%s: an answer on %s was not sent: %s", self.name, message.subject, error)
 
-    async def _absorb(self, stack: Handler, message: Message, deadline: float) -> None:
+    async def _absorb(self, stack: Handler, message: Message) -> None:
         """Handle an event; nobody waits for an answer."""
-        request = Request(message.subject, message.payload, message.headers or {}, deadline, self.name)
+        request = Request(message.subject, message.payload, message.headers or {}, math.inf, self.name)
         CURRENT.set(request)
         try:
             await stack(request)
@@ -224,18 +238,19 @@ class Instance:
                 log.warning("%s: %d events dropped so far: %s", self.name, self._dropped, error.message)
         except MeshError as error:
             log.warning("%s: an event on %s was not handled: %s", self.name, message.subject, error)
+        request.deadline = math.inf
 
     def _handler(self, signature: Signature) -> Handler:
         """The inside of a stack: decode, call the user's function, encode."""
         function = signature.function
 
         async def handle(request: Request) -> Response:
-            kind = codec.content_type(request.headers)
+            kind = codec.content_type(request.headers, any_if_raw=signature.message)
             arguments = signature.arguments(request, kind, self._context)
             if signature.is_async:
                 value = await function(**arguments)
             else:
-                value = await self._in_thread(functools.partial(function, **arguments))
+                value = await self._threads.run(function, **arguments)
             return Response(codec.encode(value, kind))
 
         return handle
@@ -243,17 +258,12 @@ class Instance:
     def _context(self, request: Request) -> Context:
         return Context(request, self._mesh, self.state)
 
-    async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        context = contextvars.copy_context()
-        return await self._loop.run_in_executor(self._threads, context.run, function)
-
     async def _check(self, check: Callable[..., Any]) -> None:
         arguments = _wanted(check, self.state)
         if inspect.iscoroutinefunction(check):
             healthy = await check(*arguments)
         else:
-            # Not in the handlers' threads, all of which may be busy.
-            healthy = await asyncio.to_thread(check, *arguments)
+            healthy = await self._check_threads.run(functools.partial(check, *arguments))
         if healthy is False:
             raise RuntimeError("the check returned False")
 

@@ -15,12 +15,12 @@ import msgspec
 from meshkit import codec
 from meshkit.codec import Decoder
 from meshkit.discovery import registry
-from meshkit.discovery.protocol import new_instance_id
+from meshkit.discovery.protocol import NAME, new_instance_id
 from meshkit.discovery.registry import DiscoveredService
 from meshkit.errors import BadReply, BadRequest, ConfigError, MeshError, from_headers
 from meshkit.instance import Instance
 from meshkit.layers.propagation import trace
-from meshkit.message import CURRENT, DEFAULT_TIMEOUT, Request, Response
+from meshkit.message import CURRENT, DEFAULT_TIMEOUT, LONGEST_TIMEOUT, Request, Response
 from meshkit.service import Endpoint, Service, Target
 from meshkit.stack import client_stack
 from meshkit.subject import check
@@ -31,6 +31,7 @@ R = TypeVar("R")
 StrPath = str | os.PathLike[str]
 
 _decoder = functools.lru_cache(maxsize=1024)(Decoder)
+_RAW = Decoder(bytes)
 
 
 class Mesh:
@@ -107,11 +108,12 @@ class Mesh:
         """
         started = self._loop.time()
         subject, decoder, usual = _resolve(target, returns)
-        kind = codec.content_type(headers) if headers else self._content
+        outgoing = self._headers(headers)
+        kind = codec.content_type(outgoing, any_if_raw=_RAW if isinstance(message, bytes) else None)
         request = Request(
             subject,
             b"" if message is None else codec.encode(message, kind),
-            self._headers(headers),
+            outgoing,
             self._deadline(started, usual if timeout is None else timeout),
         )
         try:
@@ -130,7 +132,7 @@ class Mesh:
         return headers
 
     def _deadline(self, now: float, timeout: float) -> float:
-        if not timeout > 0:
+        if not 0 < timeout <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
         current = CURRENT.get()
         return now + timeout if current is None else min(now + timeout, current.deadline)
@@ -140,7 +142,10 @@ class Mesh:
             request.subject, request.payload, request.headers, request.deadline
         )
         if message.headers and (error := from_headers(message.headers)) is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # else it and this frame keep each other until the garbage collector comes
         return Response(message.payload, message.headers)
 
     async def publish(
@@ -164,7 +169,8 @@ class Mesh:
         current = CURRENT.get()
         if current is not None:
             trace(current.headers, outgoing)
-        payload = b"" if message is None else codec.encode(message, codec.content_type(outgoing))
+        kind = codec.content_type(outgoing, any_if_raw=_RAW if isinstance(message, bytes) else None)
+        payload = b"" if message is None else codec.encode(message, kind)
         await self.transport.publish(subject, payload, outgoing or None)
 
     @asynccontextmanager
@@ -179,6 +185,8 @@ class Mesh:
             Forbidden: The connection's user may not subscribe to a subject of the service.
         """
         instance_id = instance_id or new_instance_id()
+        if not NAME.match(instance_id):
+            raise ValueError(f"instance id {instance_id!r} may hold letters, digits, - and _ only")
         mesh = Mesh(self.transport, content=self._content, caller=f"{service.name}/{instance_id}")
         instance = Instance(service, mesh, self.transport, instance_id)
         await instance.start()
@@ -206,6 +214,8 @@ def _resolve(target: str | Endpoint[..., Any, Any] | Target[Any], returns: Any) 
         return check(target), _decoder(Any if returns is ... else returns), DEFAULT_TIMEOUT
     if isinstance(target, Target):
         endpoint, subject = target.endpoint, target.subject
+    elif not isinstance(target, Endpoint):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+        raise TypeError(f"{target!r} cannot be called; give a subject, an endpoint, or endpoint.at(...)")
     else:
         endpoint, subject = target, target.subject
         if endpoint.pattern.parameters or endpoint.pattern.wire != subject:
@@ -220,7 +230,9 @@ def _resolve(target: str | Endpoint[..., Any, Any] | Target[Any], returns: Any) 
 def _decode(decoder: Decoder, response: Response, kind: str) -> Any:
     named = response.headers and response.headers.get(codec.CONTENT_TYPE)
     try:
-        return decoder(response.payload, codec.content_type(response.headers) if named else kind)
+        if named:
+            kind = codec.content_type(response.headers, any_if_raw=decoder)
+        return decoder(response.payload, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequest) as error:
         raise BadReply(f"the reply is not {decoder.type}: {error}; returns=bytes gives it as it is") from None
 

@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 TIMEOUT = "Mesh-Timeout"
 CALLER = "Mesh-Caller"
-ATTEMPT = "Mesh-Attempt"
 
-# Seconds that a call may take when nobody says otherwise.
+# Seconds that a call may take when nobody says otherwise, and at most: three years, in twelve digits of ms.
 DEFAULT_TIMEOUT = 5.0
+LONGEST_TIMEOUT = 1e8
 
 
 class Request(msgspec.Struct, gc=False):
@@ -95,6 +95,9 @@ class Context:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for a coroutine from a `def` handler, which runs in a thread: `ctx.run(ctx.mesh.call(…))`.
+
+        The thread waits meanwhile, and an instance has forty: `def` handlers that call `def` endpoints of
+        their own service can take all of them, and then wait for each other.
 
         Raises:
             RuntimeError: The handler is `async`; it can await the coroutine itself.

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +12,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 import msgspec
 
 from meshkit.discovery.protocol import NAME, VERSION
-from meshkit.errors import DeclarationError
+from meshkit.errors import DeclarationError, shortened
+from meshkit.message import LONGEST_TIMEOUT
 from meshkit.signature import Signature
 from meshkit.subject import Pattern, problem
 
@@ -25,6 +25,8 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 Inherit = EllipsisType
 
+_LONGEST_NAME = 200
+_ANY_PING = Pattern("any.PING")
 # How many events wait for a subscription's handler before the newest are dropped.
 _EVENT_BACKLOG = 10_000
 
@@ -68,7 +70,8 @@ class Endpoint(Generic[P, T, R]):
         self._timeout = timeout
         self.idempotent = idempotent
         self.concurrency = concurrency
-        functools.update_wrapper(self, function)
+        # Its name and docstring, not what other decorators have hung onto it.
+        functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function itself, without the mesh."""
@@ -195,18 +198,15 @@ class Group:
         Raises:
             DeclarationError: Something in it cannot work; the text says what to write instead.
         """
+        _with_parentheses("endpoint", subject)
 
         def declare(function: Callable[..., Any]) -> Endpoint[..., Any, Any]:
-            own = function.__name__
+            own = _function("endpoint", function)
+            prefix = self._prefix or self._service.name if subject is None else self._prefix
             endpoint = Endpoint[..., Any, Any](
                 self._service,
                 function,
-                Pattern(
-                    _join(
-                        self._prefix or self._service.name if subject is None else self._prefix,
-                        subject or own,
-                    )
-                ),
+                Pattern(_join(prefix, own if subject is None else subject)),
                 name=_name("endpoint", own if name is None else name),
                 queue=self._inherit(queue),
                 metadata=_strings(metadata),
@@ -214,7 +214,7 @@ class Group:
                 idempotent=idempotent,
                 concurrency=None if concurrency is None else _count("concurrency", concurrency),
             )
-            self._service.endpoints.append(endpoint)
+            self._service.add(endpoint)
             return endpoint
 
         return declare  # pyright: ignore[reportReturnType] # overloads of a protocol cannot be met by a function
@@ -233,8 +233,10 @@ class Group:
         Raises:
             DeclarationError: Something in it cannot work; the text says what to write instead.
         """
+        _with_parentheses("subscribe", subject)
 
         def declare(function: C) -> C:
+            _function("subscription", function)
             subscription = Subscription(
                 function,
                 Pattern(_join(self._prefix, subject)),
@@ -242,7 +244,7 @@ class Group:
                 concurrency=_count("concurrency", concurrency),
                 timeout=_seconds("timeout", timeout),
             )
-            self._service.subscriptions.append(subscription)
+            self._service.add(subscription)
             return function
 
         return declare
@@ -281,7 +283,7 @@ class Service(Group):
         timeout: float | None = None,
     ) -> None:
         self.name = _name("service", name)
-        if not VERSION.match(version):
+        if not (_is(version, str) and VERSION.match(version)):
             raise DeclarationError(
                 f"version {version!r} of service {name!r} is no semantic version; write one like 1.0.0"
             )
@@ -295,20 +297,45 @@ class Service(Group):
         self.endpoints: list[Endpoint[..., Any, Any]] = []
         self.subscriptions: list[Subscription] = []
         self.checks: dict[str, Callable[..., Any]] = {}
+        self.is_served = False
         self.surroundings: Callable[..., AbstractAsyncContextManager[Any]] | None = None
         super().__init__(self, "", self.queue)
 
     def __repr__(self) -> str:
         return f"<Service {self.name} {self.version}>"
 
+    def add(self, declared: Endpoint[..., Any, Any] | Subscription) -> None:
+        """Take in what a decorator has made.
+
+        Raises:
+            DeclarationError: The service runs already, or the endpoint is in another one's way.
+        """
+        what = f"{declared.signature.where} on {declared.subject!r}"
+        if self.is_served:
+            raise DeclarationError(f"{what} is declared after the service was started; declare it before")
+        if isinstance(declared, Subscription):
+            self.subscriptions.append(declared)
+            return
+        if declared.pattern.wire.startswith((">", "*")) and declared.pattern.overlaps(_ANY_PING):
+            raise DeclarationError(f"{what} would answer for discovery too; write out its first token")
+        for other in self.endpoints:
+            if declared.queue == other.queue is not None and declared.pattern.overlaps(other.pattern):
+                raise DeclarationError(
+                    f"{what} and {other.signature.where} on {other.subject!r} can be called on the same "
+                    "subject, and NATS would pick one at random; give one another subject or queue group"
+                )
+        self.endpoints.append(declared)
+
     def lifespan(self, function: L) -> L:
         """Declare what surrounds an instance's life: an async generator function that yields once.
 
-        It may take one argument, the `Mesh`; what it yields is `ctx.state` in every handler.
+        It may take one argument, the `Mesh`; what it yields is `ctx.state` in every handler. If it fails
+        while the service runs, as a task group does with its task, the service stops with its error.
 
         Raises:
             DeclarationError: The function is none, or takes more, or there is a lifespan already.
         """
+        _function("lifespan", function)
         if not inspect.isasyncgenfunction(inspect.unwrap(function)):
             raise DeclarationError(
                 f"lifespan {function.__name__}() is no async generator; write `async def` with one `yield`"
@@ -316,18 +343,20 @@ class Service(Group):
         if self.surroundings is not None:
             raise DeclarationError(f"service {self.name!r} has a lifespan already; declare one")
         _at_most_one_parameter("lifespan", function, "the mesh")
-        managed = hasattr(function, "__wrapped__")
-        self.surroundings = function if managed else contextlib.asynccontextmanager(function)
+        bare = inspect.isasyncgenfunction(function)
+        self.surroundings = contextlib.asynccontextmanager(function) if bare else function
         return function
 
     def health(self, function: L) -> L:
         """Declare a health check: it raises, or returns False, if what it looks at is not well.
 
-        It may take one argument, the value of the lifespan. It is to answer within a quarter of a second.
+        It may take one argument, the value of the lifespan. It is to answer within a quarter of a second. The
+        text of what it raises is shown to whoever asks.
 
         Raises:
-            DeclarationError: The function takes more arguments.
+            DeclarationError: It is no function, or takes more arguments.
         """
+        _function("health check", function)
         _at_most_one_parameter("health check", function, "the lifespan's value")
         self.checks[function.__name__] = function
         return function
@@ -348,38 +377,57 @@ def _join(prefix: str, subject: str) -> str:
     return f"{prefix}.{subject}" if prefix and subject else prefix or subject
 
 
+def _function(what: str, function: object) -> str:
+    """The function's name."""
+    if not inspect.isroutine(function):
+        raise DeclarationError(f"{what} {function!r} is no function; decorate an `async def` or a `def`")
+    return function.__name__
+
+
+def _with_parentheses(decorator: str, subject: object) -> None:
+    if callable(subject):
+        raise DeclarationError(f"write @service.{decorator}(...), with parentheses")
+
+
 def _name(what: str, name: str) -> str:
-    if not NAME.match(name):
+    if not (_is(name, str) and NAME.match(name) and len(name) <= _LONGEST_NAME):
+        proposed = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name))[:_LONGEST_NAME] or what
         raise DeclarationError(
-            f"{what} name {name!r} may hold letters, digits, - and _ only; write "
-            f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name) or what!r}"
+            f"{what} name {shortened(str(name), 50)!r} may hold letters, digits, - and _ only, "
+            f"{_LONGEST_NAME} at most; write {proposed!r}"
         )
     return name
 
 
 def _queue(queue: str | None) -> str | None:
-    if queue is not None and (wrong := problem(queue)):
+    wrong = None if queue is None else problem(queue) if _is(queue, str) else "is no text"
+    if wrong:
         raise DeclarationError(f"queue group {queue!r} {wrong}; write None for no queue group")
     return queue
 
 
 def _strings(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
     try:
-        return MappingProxyType(msgspec.convert(dict(metadata or {}), dict[str, str]))
+        return MappingProxyType(msgspec.convert(metadata or {}, dict[str, str]))
     except msgspec.ValidationError as error:
         raise DeclarationError(f"metadata maps strings to strings: {error}") from None
 
 
 def _seconds(what: str, value: float | None) -> float | None:
-    if value is not None and not (0 < value < math.inf):
+    if value is not None and not (_is(value, int | float) and 0 < value <= LONGEST_TIMEOUT):
         raise DeclarationError(f"{what} is a number of seconds above 0, not {value!r}")
     return value
 
 
 def _count(what: str, value: int, *, least: int = 1) -> int:
-    if value < least:
+    if not _is(value, int) or value < least:
         raise DeclarationError(f"{what} is a whole number from {least}, not {value!r}")
     return value
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether it is of that type; not everybody has a type checker."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _at_most_one_parameter(what: str, function: Callable[..., Any], argument: str) -> None:

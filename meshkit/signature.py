@@ -34,7 +34,8 @@ class Signature:
     def __init__(self, function: Callable[..., Any], pattern: Pattern) -> None:
         self.where = _where(function)
         self.function = function
-        self.is_async = inspect.iscoroutinefunction(function)
+        # A decorator may have put a `def` around an `async def`.
+        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.message: Decoder | None = None
         self._pattern = pattern
         self._context_name: str | None = None
@@ -53,8 +54,6 @@ class Signature:
         self.reply = self._decoder(hints.get("return", Any), "returns")
 
     def _check_kind(self) -> None:
-        if not inspect.isroutine(self.function):
-            raise DeclarationError(f"{self.where} is no function; decorate an `async def` or a `def`")
         if inspect.isasyncgenfunction(self.function) or inspect.isgeneratorfunction(self.function):
             raise DeclarationError(f"{self.where} is a generator; a handler returns one reply with `return`")
 
@@ -66,6 +65,8 @@ class Signature:
                 f"{self.where}: annotation {error.name!r} is not known where the function stands; define or "
                 "import it above, at module level and not only under TYPE_CHECKING"
             ) from None
+        except (AttributeError, SyntaxError, TypeError) as error:
+            raise DeclarationError(f"{self.where}: an annotation cannot be understood: {error}") from None
 
     def _take(self, parameter: inspect.Parameter, hints: dict[str, Any]) -> None:
         name = parameter.name

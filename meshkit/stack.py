@@ -31,28 +31,42 @@ def client_stack(send: Handler, *, caller: str | None) -> Handler:
     )
 
 
-def server_stack(
-    handle: Handler, *, statistics: Statistics, bounds: Iterable[Concurrency], bounded_in_time: bool
-) -> Handler:
-    """The callee's side, outermost first.
+def server_stack(handle: Handler, *, statistics: Statistics, bounds: Iterable[Concurrency]) -> Handler:
+    """The callee's side of calls, outermost first.
 
     Args:
         handle: Decodes the message, runs the user's function and encodes its result.
         statistics: Where requests are counted.
         bounds: Bounds on concurrency, the widest last: the endpoint's own, then the service's.
-        bounded_in_time: Whether requests have a deadline; events have none unless they are given one.
     """
     return _stack(
         # Counts every request. Above the layers that refuse, so that refusals are counted too.
         statistics.layer,
         # Refuses expired requests. Above concurrency, so that they take no slot, and that waiting for one
         # counts against the deadline.
-        *([deadline.enforce] if bounded_in_time else []),
+        deadline.enforce,
         # Admit, queue or refuse. An endpoint's bound is above the service's, so that what waits for a slow
         # endpoint takes none of the slots that the other endpoints share.
         *(bound.layer for bound in bounds),
         # Turns whatever the handler raises into what a caller may see. Innermost: the layers above raise
         # errors made for callers.
+        rescue,
+        around=handle,
+    )
+
+
+def event_stack(handle: Handler, *, bound: Concurrency, timeout: float | None) -> Handler:
+    """The side of who listens to events, outermost first.
+
+    Args:
+        handle: Decodes the message and runs the user's function.
+        bound: The subscription's bound on concurrency; at 1 it keeps events in order.
+        timeout: Seconds that handling one may take, if that is bounded.
+    """
+    return _stack(
+        bound.layer,
+        # Below concurrency, unlike for calls: nobody waits for an event, and its turn comes when it comes.
+        *([deadline.within(timeout)] if timeout is not None else []),
         rescue,
         around=handle,
     )

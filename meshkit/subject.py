@@ -4,12 +4,14 @@ A subject is tokens separated by dots (https://docs.nats.io/nats-concepts/subjec
 for one token, `>` for one or more at the end, and meshkit's `{name}` for one that is given to the handler.
 """
 
+import keyword
 import re
 from collections.abc import Mapping
 
-from meshkit.errors import BadRequest, DeclarationError
+from meshkit.errors import BadRequest, DeclarationError, shortened
 
-_UNSAFE = re.compile(r"[\s\x00-\x1f\x7f]")
+_UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\ud800-\udfff]")
+_LONGEST = 1000
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _RESERVED = ("$SRV", "$SYS", "$JS", "$KV", "$O", "_INBOX", "_MESH")
 
@@ -25,6 +27,9 @@ def problem(subject: str, *, wildcards: bool = False) -> str | None:
         return "is empty"
     if _UNSAFE.search(subject):
         return "contains white space or control characters"
+    if len(subject.encode("utf-8", "surrogatepass")) > _LONGEST:
+        # One line of the protocol has 4,096 bytes; a longer one ends the connection for everybody on it.
+        return f"is longer than {_LONGEST:,} bytes"
     tokens = subject.split(".")
     if "" in tokens:
         return "has an empty token (a dot at an end, or two in a row)"
@@ -45,7 +50,7 @@ def check(subject: str) -> str:
         ValueError: It is not one that a message can be sent to.
     """
     if wrong := problem(subject):
-        raise ValueError(f"subject {subject!r} {wrong}")
+        raise ValueError(f"subject {shortened(subject, 100)!r} {wrong}")
     return subject
 
 
@@ -66,6 +71,8 @@ class Pattern:
     __slots__ = ("declared", "parameters", "wire")
 
     def __init__(self, declared: str) -> None:
+        if not isinstance(declared, str):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+            raise DeclarationError(f"subject {declared!r} is no text")
         self.declared = declared
         self.parameters: dict[str, int] = {}
         tokens: list[str] = []
@@ -79,7 +86,7 @@ class Pattern:
                 tokens.append(token)
                 continue
             name = named[1]
-            if not name.isidentifier():
+            if not name.isidentifier() or keyword.iskeyword(name):
                 raise DeclarationError(f"subject {declared!r}: {{{name}}} is not the name of a parameter")
             if name in self.parameters:
                 raise DeclarationError(f"subject {declared!r}: {{{name}}} stands in it twice")
@@ -92,6 +99,16 @@ class Pattern:
             raise DeclarationError(
                 f"subject {declared!r}: {tokens[0]} belongs to NATS or meshkit; choose another"
             )
+
+    def overlaps(self, other: "Pattern") -> bool:
+        """Whether there is a subject that both match."""
+        mine, theirs = self.wire.split("."), other.wire.split(".")
+        for one, another in zip(mine, theirs, strict=False):
+            if ">" in (one, another):
+                return True
+            if one != another and "*" not in (one, another):
+                return False
+        return len(mine) == len(theirs)
 
     def read(self, subject: str) -> dict[str, str]:
         """The parameters in a subject that matched.
@@ -118,10 +135,10 @@ class Pattern:
         tokens = self.wire.split(".")
         for name, position in self.parameters.items():
             token = str(values[name])
-            if "." in token or problem(token):
+            if wrong := "has a dot" if "." in token else problem(token):
                 raise ValueError(
-                    f"{name}={token!r} cannot stand in subject {self.declared!r}: a value is one token, "
-                    "without dots, wildcards or white space"
+                    f"{name}={shortened(token, 50)!r} cannot stand in {self.declared!r}: a value is one token,"
+                    f" and this one {wrong}"
                 )
             tokens[position] = token
-        return ".".join(tokens)
+        return check(".".join(tokens))

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
+import os
+import signal
 import threading
 import time
 
@@ -15,6 +18,7 @@ from meshkit import (
     DeadlineExceeded,
     InternalError,
     MeshError,
+    NoResponders,
     NotFound,
     Overloaded,
     Service,
@@ -125,6 +129,21 @@ async def test_discovery_and_health_answer_while_every_slot_is_busy(mesh):
         await asyncio.gather(*calls)
 
 
+async def test_an_events_time_begins_with_its_turn(mesh):
+    heard = []
+    listener = Service("listener")
+
+    @listener.subscribe("slow", timeout=0.2)
+    async def on(number: int) -> None:
+        await asyncio.sleep(0.1 if number else 0.5)
+        heard.append(number)
+
+    async with mesh.serve(listener):
+        for number in range(5):
+            await mesh.publish("slow", number)
+        await until(lambda: heard == [1, 2, 3, 4])  # 0 took too long
+
+
 async def test_too_many_events_are_dropped_with_a_word(mesh, caplog):
     gate = asyncio.Event()
     heard = []
@@ -181,6 +200,46 @@ async def test_a_thread_that_does_not_stop_is_answered_for(mesh):
             await mesh.call(stuck)
         assert await mesh.call(fine) == "ok"
         release.set()
+
+
+async def test_stop_iteration_is_a_failure_like_any_other(mesh):
+    service = Service("sync")
+    heard = []
+
+    @service.endpoint()
+    def empty() -> int:
+        return next(iter(()))
+
+    @service.subscribe("numbers")
+    def on_number(number: int) -> None:
+        heard.append(number)
+        next(iter(()))
+
+    async with mesh.serve(service):
+        with pytest.raises(InternalError):
+            await mesh.call(empty)
+        for number in range(3):
+            await mesh.publish("numbers", number)
+        await until(lambda: heard == [0, 1, 2])
+
+
+async def test_a_def_around_an_async_def_is_awaited(mesh):
+    service = Service("wrapped")
+
+    def logged(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @service.endpoint()
+    @logged
+    async def hello(name: str) -> str:
+        return f"hello {name}"
+
+    async with mesh.serve(service):
+        assert await mesh.call(hello, "Ann") == "hello Ann"
 
 
 async def test_ctx_run_is_for_threads_only(mesh):
@@ -263,6 +322,51 @@ async def test_a_drain_is_not_cut_short_by_a_scope_that_is_cancelled(nats_server
                 scope.cancel()
                 await asyncio.sleep(0)
         assert await call == "done"
+
+
+async def test_a_lifespan_is_left_in_full_when_the_serving_task_is_cancelled(nats_server):
+    closed = []
+    service = Service("alive")
+
+    @service.lifespan
+    async def around():
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0.01)
+            closed.append("pool")
+
+    with anyio.CancelScope() as scope:
+        async with connect(nats_server.url) as mesh, mesh.serve(service):
+            scope.cancel()
+            await asyncio.sleep(0)
+    assert closed == ["pool"]
+
+
+async def test_a_lifespan_that_fails_meanwhile_stops_the_service(mesh):
+    service = Service("alive")
+    fail = asyncio.Event()
+
+    async def background():
+        await fail.wait()
+        raise ConnectionError("the queue is gone")
+
+    @service.lifespan
+    async def around():
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(background())
+            yield
+
+    async def serve():
+        async with mesh.serve(service):
+            fail.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await serve()
+    assert raised.group_contains(ConnectionError, match="the queue is gone")
+    with pytest.raises(NotFound):
+        await mesh.service("alive")
 
 
 async def test_a_lifespan_that_fails_leaves_nothing_behind(mesh):
@@ -385,8 +489,6 @@ async def test_a_drain_answers_what_runs_and_takes_nothing_new(nats_server):
 
 
 async def until_refused(mesh, subject):
-    from meshkit import NoResponders
-
     async with asyncio.timeout(5):
         while True:
             try:
@@ -435,6 +537,62 @@ async def test_what_outlasts_the_drain_is_answered_too(mesh, monkeypatch):
         with pytest.raises(Unavailable, match="stopped before the call was finished") as e:
             await call
         assert e.value.executed is None
+
+
+async def test_a_handler_that_does_not_end_is_left(mesh, monkeypatch, caplog):
+    monkeypatch.setattr(instance_module, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(instance_module, "_CANCEL_TIMEOUT", 0.05)
+    service = Service("stubborn")
+    gate = asyncio.Event()
+
+    @service.endpoint()
+    async def stay() -> None:
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+
+    async with mesh.serve(service):
+        call = asyncio.create_task(mesh.call(stay))
+        await asyncio.sleep(0.05)
+    assert "1 handlers do not end when they are cancelled" in caplog.text
+    gate.set()
+    await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_a_drain_while_the_server_stalls_leaves_no_zombie(clock, caplog):
+    from meshkit.transport.server import EmbeddedServer
+
+    service = gated()
+    left = []
+
+    @service.lifespan
+    async def around():
+        yield
+        left.append(service.running)
+
+    with EmbeddedServer() as server:
+        async with connect(server.url) as mesh:
+            serving = mesh.serve(service)
+            await serving.__aenter__()
+            call = asyncio.create_task(mesh.call("gated.wait", timeout=100))
+            while not service.running:
+                await asyncio.to_thread(time.sleep, 0.01)
+            os.kill(server.pid, signal.SIGSTOP)
+            leaving = asyncio.create_task(serving.__aexit__(None, None, None))
+            await clock.advance(11)
+            assert not leaving.done()  # the handler still runs
+            service.gate.set()
+            await clock.advance(1)
+            os.kill(server.pid, signal.SIGCONT)
+            await leaving
+            assert left == [0]
+            await asyncio.gather(call, return_exceptions=True)
+            await asyncio.to_thread(server.restart)
+            while not mesh.transport.is_connected:
+                await clock.advance(0.1)
+                await asyncio.to_thread(time.sleep, 0.01)
+            with pytest.raises(NoResponders):
+                await mesh.call("gated.wait")
 
 
 async def test_no_call_is_lost_when_one_of_two_instances_leaves(nats_server):

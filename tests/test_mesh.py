@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import sys
 import threading
 import time
 import uuid
@@ -121,6 +122,8 @@ async def fail(kind: str) -> None:
             task = asyncio.create_task(asyncio.sleep(10))
             task.cancel()
             await task
+        case "exit":
+            sys.exit(3)
         case "timeout":
             raise TimeoutError("the database's, not the mesh's")
 
@@ -216,6 +219,20 @@ async def test_msgpack(nats_server, mesh):
     assert reply == Receipt(1, 120.0)
 
 
+async def test_msgpack_with_headers(nats_server, mesh):
+    async with connect(nats_server.url, codec="msgpack") as packed:
+        assert await packed.call(anything, {"a": 1}, headers={"Note": "x"}) == {"a": 1}
+
+
+async def test_raw_bytes_may_be_of_any_type(mesh):
+    image = {"Content-Type": "image/png"}
+    assert await mesh.call(raw, b"abc", headers=image) == b"cba"
+    with pytest.raises(BadRequest, match="'image/png' is not understood"):
+        await mesh.call("rooms.anything", b"abc", headers=image)
+    with pytest.raises(BadRequest, match="'image/png' is not understood"):
+        await mesh.call(anything, {"a": 1}, headers=image)
+
+
 async def test_an_unknown_content_type(mesh):
     with pytest.raises(BadRequest, match="'text/xml' is not understood"):
         await mesh.call("hotel.rooms.book", b"<x/>", headers={"Content-Type": "text/xml"})
@@ -239,6 +256,12 @@ async def test_nonsense_is_refused_before_sending(mesh):
         await mesh.call("")
     with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
         await mesh.call(nothing, timeout=0)
+    with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+        await mesh.call(nothing, timeout=float("inf"))
+    with pytest.raises(ValueError, match="is longer than 1,000 bytes"):
+        await mesh.call(price.at(room="x" * 5000))
+    with pytest.raises(TypeError, match="cannot be called; give a subject, an endpoint"):
+        await mesh.call(refusal)
     with pytest.raises(TypeError, match="Encoding objects of type"):
         await mesh.call(anything, object())
 
@@ -254,7 +277,7 @@ async def test_errors_of_handlers(mesh):
     assert (e.value.code, e.value.message) == (409, "room 12 is taken")
 
 
-@pytest.mark.parametrize("kind", ["bug", "cancelled", "timeout"])
+@pytest.mark.parametrize("kind", ["bug", "cancelled", "timeout", "exit"])
 async def test_a_bug_tells_the_caller_nothing_but_an_id(mesh, kind, caplog):
     with pytest.raises(InternalError) as e:
         await mesh.call(fail, kind)
@@ -374,6 +397,46 @@ async def test_a_deadline_that_has_passed_is_not_sent(mesh):
             await mesh.call(give_up, timeout=0.1)
         await until(lambda: errors)
     assert errors[0].executed is False
+
+
+async def test_what_a_handler_has_started_outlives_its_deadline(nats_server):
+    done = asyncio.Event()
+    tasks = []
+    starter = Service("starter")
+
+    async def later(mesh):
+        await done.wait()
+        return await mesh.call("starter.answer")
+
+    @starter.endpoint(timeout=0.1)
+    async def start(ctx: Context) -> None:
+        tasks.append(asyncio.create_task(later(ctx.mesh)))
+
+    @starter.endpoint()
+    async def answer() -> int:
+        return 42
+
+    async with connect(nats_server.url) as mesh, mesh.serve(starter):
+        await mesh.call(start)
+        await asyncio.sleep(0.15)
+        done.set()
+        assert await tasks[0] == 42
+
+
+async def test_a_reply_cannot_be_given_by_who_got_another_request(mesh):
+    """The reply subjects of one connection do not follow from each other."""
+    subjects = []
+
+    def take(message):
+        subjects.append(message.reply.rpartition(".")[2])
+
+    await mesh.transport.subscribe("spy", take)
+    await mesh.transport.flush()
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            await mesh.call("spy", timeout=0.02)
+    assert all(len(subject) >= 9 for subject in subjects)
+    assert len({subject[-8:] for subject in subjects}) == 3
 
 
 # What travels along

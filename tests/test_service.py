@@ -1,6 +1,7 @@
 """What is declared is checked when it is declared, with an error that says what to write."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +33,7 @@ def service():
 
 @pytest.mark.parametrize("name", ["", "my rooms", "rooms.v1", "röoms", "rooms\n", "rooms>"])
 def test_names_of_services_and_endpoints(name, service):
-    with pytest.raises(DeclarationError, match="may hold letters, digits, - and _ only; write"):
+    with pytest.raises(DeclarationError, match="may hold letters, digits, - and _ only, 200 at most; write"):
         Service(name)
     with pytest.raises(DeclarationError, match="may hold letters"):
 
@@ -278,6 +279,81 @@ def test_an_endpoint_at_one_subject(service):
     assert price.at(room=12).subject == "hotel.12.price"
     with pytest.raises(ValueError, match="takes room; check floor, room"):
         price.at(floor=1)
+
+
+def test_endpoints_that_are_in_each_others_way(service):
+    """NATS merges queue groups of one name over subjects, and picks any member."""
+
+    @service.endpoint("rooms.{room}")
+    async def show(room: str) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"listing\(\) .* on 'rooms.list' and .*show\(\).* at random"):
+
+        @service.endpoint("rooms.list")
+        async def listing() -> None: ...
+
+    with pytest.raises(DeclarationError, match="at random"):
+        service.endpoint("rooms.>")(book)
+    assert [endpoint.name for endpoint in service.endpoints] == ["show"]
+    # Each of these gets every call, or those of its own group.
+    service.endpoint("rooms.list", queue=None)(book)
+    service.endpoint("rooms.list", queue="other")(book)
+    service.endpoint("rooms.{room}.price.{day}")(per_day)
+
+
+async def per_day(room: int, day: str) -> None: ...
+
+
+@pytest.mark.parametrize("subject", [">", "*.PING", "*.*", "*.>"])
+def test_an_endpoint_does_not_answer_for_discovery(service, subject):
+    with pytest.raises(DeclarationError, match="would answer for discovery too"):
+        service.endpoint(subject)(book)
+
+
+def test_decorators_want_parentheses(service):
+    with pytest.raises(DeclarationError, match=r"write @service.endpoint\(\.\.\.\), with parentheses"):
+        service.endpoint(book)
+    with pytest.raises(DeclarationError, match=r"write @service.subscribe\(\.\.\.\), with parentheses"):
+        service.subscribe(book)
+
+
+def test_callables_that_are_no_functions(service):
+    for declare in (service.endpoint(), service.subscribe("x"), service.lifespan, service.health):
+        with pytest.raises(DeclarationError, match="is no function"):
+            declare(functools.partial(book))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": "5"},
+        {"timeout": True},
+        {"concurrency": "5"},
+        {"concurrency": 1.5},
+        {"queue": 3},
+        {"name": 3},
+    ],
+)
+def test_values_of_another_type(service, options):
+    with pytest.raises(DeclarationError):
+        service.endpoint(**options)(book)
+    with pytest.raises(DeclarationError):
+        service.endpoint(3)(book)
+
+
+def test_what_other_decorators_left_on_a_function_is_not_the_endpoints(service):
+    async def tagged() -> None: ...
+
+    tagged.subject = "evil"
+    assert service.endpoint()(tagged).subject == "rooms.tagged"
+
+
+async def test_nothing_is_declared_once_it_runs(service, mesh):
+    async with mesh.serve(service):
+        with pytest.raises(DeclarationError, match="after the service was started"):
+            service.endpoint()(book)
+        with pytest.raises(DeclarationError, match="after the service was started"):
+            service.subscribe("x")(book)
 
 
 # Lifespan and health

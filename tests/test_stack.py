@@ -21,7 +21,11 @@ async def forever(_request):
 
 
 def server(handle, *, bounds=(), statistics=None):
-    return server_stack(handle, statistics=statistics or Statistics(), bounds=bounds, bounded_in_time=True)
+    return server_stack(
+        handle,
+        statistics=statistics or Statistics(),
+        bounds=bounds,
+    )
 
 
 async def test_refusals_are_counted():

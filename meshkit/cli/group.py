@@ -38,8 +38,8 @@ class _Commands(click.Group):
             super().invoke(ctx)
         except (MeshError, ConfigError, DeclarationError) as error:
             # Where nothing was called, the error's code and class add nothing to its sentence.
-            bare = isinstance(error, MeshError) and error.target is None
-            click.echo(f"meshkit: {clean(error.args[0] if bare else error)}", err=True)
+            text = error.message if isinstance(error, MeshError) and error.target is None else error
+            click.echo(f"meshkit: {clean(text)}", err=True)
             ctx.exit(exit_code(error))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 
 from meshkit.errors import DeadlineExceeded
-from meshkit.message import TIMEOUT, Handler, Request, Response
+from meshkit.message import TIMEOUT, Handler, Layer, Request, Response
 
 
 def carry(following: Handler) -> Handler:
@@ -20,6 +20,25 @@ def carry(following: Handler) -> Handler:
         return await following(request)
 
     return call
+
+
+def within(seconds: float) -> Layer:
+    """Who listens to events: give each a deadline when its turn comes.
+
+    Args:
+        seconds: How long handling it may take.
+    """
+
+    def layer(following: Handler) -> Handler:
+        enforced = enforce(following)
+
+        async def handle(request: Request) -> Response:
+            request.deadline = asyncio.get_running_loop().time() + seconds
+            return await enforced(request)
+
+        return handle
+
+    return layer
 
 
 def enforce(following: Handler) -> Handler:

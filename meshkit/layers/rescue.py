@@ -23,8 +23,9 @@ def rescue(following: Handler) -> Handler:
         except MeshError as error:
             error.executed = True
             raise
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        except BaseException as error:
+            # SystemExit too: one call must not end the process, and all others with it.
+            if isinstance(error, KeyboardInterrupt) or _is_cancellation(error):
                 raise
             number = secrets.token_hex(4)
             log.exception("%s failed, error %s", request.subject, number)
@@ -33,7 +34,7 @@ def rescue(following: Handler) -> Handler:
     return handle
 
 
-def _is_cancelled() -> bool:
-    """Whether somebody stops the handler; else it awaited a task of its own that was cancelled: a failure."""
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether somebody stops the handler; if it awaited a task of its own that was cancelled, it failed."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -15,6 +15,7 @@ from typing import Any
 from nats import errors
 from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from meshkit.transport import headers as wire
@@ -67,12 +68,14 @@ class GuardedClient(Client):
             log.warning("connection to NATS broken: %s", e)
             self._lose()
         await super()._process_op_err(e)
+        self._watch_reconnect()
 
     async def force_reconnect(self) -> None:
         """Give the connection up and make a new one."""
         if self.is_connected:
             self._lose()
         await super().force_reconnect()
+        self._watch_reconnect()
 
     def _lose(self) -> None:
         """Tell at once who waits for an answer; forget requests not yet written; drop the socket.
@@ -90,11 +93,22 @@ class GuardedClient(Client):
 
     async def close(self) -> None:
         """End the connection now; what is to be sent has been flushed, or cannot be sent."""
-        # nats-py waited for the peer to read what is unsent, and failed where there is no peer.
+        # nats-py waited for the peer to read what is unsent, and failed where there is no peer, or never was.
+        if self._flush_queue is None:
+            return
         self._pending = []
         self._pending_data_size = 0
         self._drop_socket()
         await super().close()
+
+    async def forget(self, subscription: Subscription) -> None:
+        """End a subscription, whatever state an attempt to drain it has left it in."""
+        # A drain that failed left it among those that are subscribed again after a reconnect.
+        if subscription._id in self._subs:
+            self._remove_sub(subscription._id)
+            subscription._stop_processing()
+            if self.is_connected:
+                await self._send_unsubscribe(subscription._id)
 
     def _drop_socket(self) -> None:
         if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:
@@ -126,13 +140,25 @@ class GuardedClient(Client):
             _sid=sid,
         )
 
-    async def revive(self) -> None:
-        """Make a new connection if the tasks that keep this one have died, whatever the reason."""
-        if self.is_connected:
-            tasks = (self._reading_task, self._flusher_task)
-            if any(task is None or task.done() for task in tasks):
-                log.error("nats-py stopped reading or writing; reconnecting")
-                await self.force_reconnect()
-        elif self.is_reconnecting and (self._reconnection_task is None or self._reconnection_task.done()):
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        for task in (self._reading_task, self._flusher_task):
+            assert task is not None
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        # Whatever ends the tasks that read and write, nats-py went on as if it were connected.
+        if self.is_connected and task in (self._reading_task, self._flusher_task):
+            log.error("nats-py stopped reading or writing; reconnecting")
+            self._revival = asyncio.get_running_loop().create_task(self.force_reconnect())
+
+    def _watch_reconnect(self) -> None:
+        if self._reconnection_task is not None:
+            self._reconnection_task.add_done_callback(self._reconnect_ended)
+
+    def _reconnect_ended(self, task: asyncio.Task[Any]) -> None:
+        # An error that nats-py does not expect ended its attempts to reconnect, for good and without a word.
+        if self.is_reconnecting and task is self._reconnection_task:
             log.error("nats-py stopped reconnecting; going on")
             self._reconnection_task = asyncio.get_running_loop().create_task(self._attempt_reconnect())
+            self._watch_reconnect()

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import anyio
 from nats import errors as nats_errors
 from nats.aio.client import Server
 from nats.aio.msg import Msg
@@ -39,7 +40,6 @@ _PENDING_LIMIT = 2 * 1024 * 1024
 # Seconds.
 _PUBLISH_PATIENCE = 5.0
 _CLOSE_PATIENCE = 5.0
-_WATCH_EVERY = 0.5
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 2.0
 
 
@@ -66,7 +66,8 @@ class NatsTransport:
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
         self._reconnects = 0
         self._closing = False
-        self._watch: asyncio.Task[None] | None = None
+        self._is_new = True
+        self._refusals = 0
 
     # Connecting
 
@@ -101,13 +102,15 @@ class NatsTransport:
             if not attempt.done() or attempt.exception() is not None:
                 raise self._unreachable(attempt, timeout)
         except BaseException:
-            attempt.cancel()
-            await asyncio.gather(attempt, return_exceptions=True)
-            await self.close()
+            with anyio.CancelScope(shield=True):
+                attempt.cancel()
+                await asyncio.gather(attempt, return_exceptions=True)
+                await self.close()
             raise
+        self._is_new = False
         await self._client.subscribe(f"{self._inbox}*", cb=self._on_reply)
-        self._up.set()
-        self._watch = asyncio.create_task(self._keep_alive())
+        if self._client.is_connected:  # it may have broken already, and will be up when it is mended
+            self._up.set()
 
     def _unreachable(self, attempt: "asyncio.Task[None]", timeout: float) -> Disconnected:
         servers = ", ".join(map(redacted, self._options.urls))
@@ -157,20 +160,16 @@ class NatsTransport:
             text = f"{self._dropped} messages dropped so far, which came faster than they can be taken in"
             if self._dropped.bit_count() > 1:
                 level = logging.DEBUG
-        elif self._watch is None:
-            # The first connection: whoever makes it is told.
+        elif self._is_new:
+            # Whoever makes the first connection is told. Another server may take what one refuses.
             level = logging.DEBUG
-            if _is_final(error) and not self._refused.done():
+            self._refusals += _is_refusal(error)
+            if self._refusals == len(self._options.urls) and not self._refused.done():
                 self._refused.set_result(error)
         elif self._reconnects > 1:
             # The first attempt to reconnect has said it.
             level = logging.DEBUG
         log.log(level, "NATS at %s: %s", self.server_url, text)
-
-    async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_EVERY)
-            await self._client.revive()
 
     # Losing the connection
 
@@ -211,7 +210,8 @@ class NatsTransport:
         self._check_size(subject, payload, headers)
         await self._ready(deadline)
         self._token += 1
-        token = str(self._token)
+        # Whoever gets a request knows its reply subject, and must not guess the next one from it.
+        token = f"{self._token}{secrets.token_hex(4)}"
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (subject, answer)
         timer = self._loop.call_at(deadline, _expire, answer)
@@ -293,7 +293,8 @@ class NatsTransport:
             if self._closing:
                 raise Disconnected("the connection to NATS is closed")
             if self._loop.time() >= deadline:
-                raise Disconnected(f"no connection to NATS at {self.server_url} in time")
+                what = "does not read what it is sent" if self._up.is_set() else "cannot be reached"
+                raise Disconnected(f"NATS at {self.server_url} {what}; there was no more time to wait")
             if self._up.is_set():
                 # The server does not read as fast as we write. nats-py's own way to wait for it swallows
                 # cancellation.
@@ -319,6 +320,7 @@ class NatsTransport:
             except Exception:
                 log.exception("a message on %s was not handled", msg.subject)
 
+        await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
         return Interest(self, await self._client.subscribe(subject, queue=queue, cb=deliver))
 
     async def flush(self) -> None:
@@ -339,19 +341,15 @@ class NatsTransport:
         if drain and self._up.is_set():
             try:
                 await self._unless_lost(subscription.drain())
-            except (ConnectionLost, nats_errors.TimeoutError):
+            except (ConnectionLost, nats_errors.TimeoutError) as error:
                 # Without the server's word there is nothing to wait for.
-                pass
-            else:
-                return
+                log.warning("left %s without the server's word: %r", subscription.subject, error)
         if not self._client.is_closed:
-            await subscription.unsubscribe()
+            await self._client.forget(subscription)
 
     async def close(self) -> None:
         """Send what is to be sent and end the connection."""
         self._closing = True
-        if self._watch is not None:
-            self._watch.cancel()
         if self._up.is_set():
             try:
                 async with asyncio.timeout(_CLOSE_PATIENCE):
@@ -407,8 +405,8 @@ def _expire(answer: "asyncio.Future[Message]") -> None:
         answer.set_exception(DeadlineExceeded())
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether trying again to make the first connection is of no use."""
+def _is_refusal(error: Exception) -> bool:
+    """Whether trying the same server again is of no use."""
     return isinstance(error, nats_errors.Error | ssl.SSLError) and not isinstance(
         error, TimeoutError | nats_errors.StaleConnectionError
     )

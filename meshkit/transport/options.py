@@ -1,6 +1,7 @@
 """How to connect: what the caller says, else what the environment says."""
 
 import os
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,24 @@ def options(
     """
     env = os.environ.get
     urls = _urls(url or env("NATS_URL") or DEFAULT_URL)
+    if len({urlsplit(one).scheme in {"ws", "wss"} for one in urls}) > 1:
+        raise ConfigError(f"{', '.join(map(redacted, urls))}: WebSocket addresses and others do not mix")
+    origin = "given"
+    if not any((credentials, nkey, user, password, token)):
+        # Who says how to log in means that, and not half of what the environment says.
+        origin = "in the environment, as NATS_CREDS, NATS_NKEY, NATS_USER, NATS_TOKEN,"
+        credentials, nkey, user = env("NATS_CREDS"), env("NATS_NKEY"), env("NATS_USER")
+        password, token = env("NATS_PASSWORD"), env("NATS_TOKEN")
     logins = {
-        "credentials": _file("credentials", credentials or env("NATS_CREDS")),
-        "nkey": _file("nkey", nkey or env("NATS_NKEY")),
-        "user": user or env("NATS_USER"),
-        "token": token or env("NATS_TOKEN"),
+        "credentials": _login("credentials", credentials, b"-----BEGIN NATS USER JWT-----"),
+        "nkey": _login("nkey", nkey, b"SU"),
+        "user": user,
+        "token": token,
     }
-    given = [name for name, value in logins.items() if value]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are given: log in to NATS with one of them")
-    password = password or env("NATS_PASSWORD")
-    if bool(password) != bool(logins["user"]):
+    several = [name for name, value in logins.items() if value]
+    if len(several) > 1:
+        raise ConfigError(f"{' and '.join(several)} are {origin}: log in to NATS with one of them")
+    if bool(password) != bool(user):
         raise ConfigError("a NATS user and a password go together; one of them is missing")
     tls = _tls(tls_ca or env("NATS_CA"), tls_cert or env("NATS_CERT"), tls_key or env("NATS_KEY"))
     if tls is None and any(urlsplit(one).scheme in {"tls", "wss"} for one in urls):
@@ -101,14 +109,27 @@ def _urls(given: str | list[str]) -> list[str]:
 
 def _url(given: str) -> str:
     url = given if "://" in given else f"nats://{given}"
-    parts = urlsplit(url)
     try:
-        valid = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        parts = urlsplit(url)
+        valid = (
+            parts.scheme in _SCHEMES
+            and bool(parts.hostname)
+            and not re.search(r"\s", url)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"{redacted(url)!r} is no address of a NATS server; write nats://host:4222")
+        shown = url.rpartition("@")[2]  # without a password
+        raise ConfigError(f"{shown!r} is no address of a NATS server; write nats://host:4222")
     return url
+
+
+def _login(what: str, given: str | os.PathLike[str] | None, begins: bytes) -> str | None:
+    path = _file(what, given)
+    if path and not Path(path).read_bytes().lstrip().startswith(begins):
+        raise ConfigError(f"{what} file {path!r} is none: it does not begin with {begins.decode()}")
+    return path
 
 
 def _file(what: str, given: str | os.PathLike[str] | None) -> str | None:

@@ -378,7 +378,7 @@ async def test_a_call_that_gave_up_while_disconnected_is_never_sent(server):
         await mesh.transport.flush()
         await asyncio.to_thread(server.kill)
         await until(lambda: not mesh.transport.is_connected)
-        with pytest.raises(Disconnected, match="no connection to NATS"):
+        with pytest.raises(Disconnected, match="cannot be reached; there was no more time"):
             await mesh.call("ghost", timeout=0.05)
         given_up = asyncio.create_task(mesh.call("ghost", timeout=60))
         await asyncio.sleep(0)
@@ -511,6 +511,11 @@ async def test_a_dead_server_of_a_cluster_is_tried_last(mesh):
         ({"tls_ca": "/nowhere.pem"}, "TLS CA file '/nowhere.pem' does not exist"),
         ({"tls_key": __file__}, "without its certificate"),
         ({"tls_ca": __file__}, "are of no use"),
+        ({"nkey": __file__}, "it does not begin with SU"),
+        ({"credentials": __file__}, "it does not begin with -----BEGIN NATS USER JWT-----"),
+        ({"url": "nats://[::1"}, "is no address of a NATS server"),
+        ({"url": "ho st"}, "is no address of a NATS server"),
+        ({"url": "nats://a:1,ws://b:2"}, "WebSocket addresses and others do not mix"),
         ({"user": "ann"}, "a NATS user and a password go together"),
         ({"user": "ann", "password": "x", "token": "y"}, "user and token are given"),
         ({"codec": "xml"}, "codec 'xml' is not known; write json or msgpack"),
@@ -520,6 +525,48 @@ async def test_options_of_no_use_are_refused(options, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         async with connect(**options):
             pass
+
+
+async def test_who_says_how_to_log_in_means_that(nats_server, monkeypatch):
+    monkeypatch.setenv("NATS_USER", "somebody")
+    monkeypatch.setenv("NATS_CREDS", "/nowhere.creds")
+    async with connect(nats_server.url, token="x"):
+        pass
+    with pytest.raises(ConfigError, match=r"credentials file '/nowhere.creds'"):
+        async with connect(nats_server.url):
+            pass
+
+
+async def test_one_server_that_refuses_does_not_keep_from_another(secured, nats_server):
+    for _ in range(5):
+        async with connect([secured[0].url, nats_server.url]) as mesh:
+            assert mesh.transport.server_url == nats_server.url
+
+
+async def test_a_connection_that_breaks_at_once_is_not_taken_for_one():
+    """After the handshake, before anything else."""
+
+    async def shake_hands(reader, writer):
+        writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1000000,"headers":true}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(shake_hands, "127.0.0.1", 0)
+    async with connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}") as mesh:
+        for _ in range(5):
+            with pytest.raises((Disconnected, ConnectionLost)):
+                await mesh.call("x", timeout=0.02)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_after_the_end_everything_says_so(nats_server):
+    async with connect(nats_server.url) as mesh:
+        pass
+    for use in (mesh.call("x"), mesh.publish("x"), mesh.services()):
+        with pytest.raises(Disconnected, match="is closed"):
+            await use
 
 
 def test_tls_context_asks_for_verification(tls, monkeypatch):

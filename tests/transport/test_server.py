@@ -319,13 +319,13 @@ def test_ends_with_a_parent_that_does_not_stop_it(parent, temp):
 
 def test_an_interrupt_from_the_terminal_does_not_reach_it(parent, temp):
     process = parent("""
+import signal
 with EmbeddedServer() as server:
-    try:
-        print(server.port, flush=True)
-        input()
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-        input()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    print(server.port, flush=True)
+    signal.sigwait({signal.SIGINT})
+    print("interrupted", flush=True)
+    input()
 """)
     port = int(process.stdout.readline())
     os.killpg(process.pid, signal.SIGINT)
