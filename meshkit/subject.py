@@ -137,8 +137,8 @@ class Pattern:
             token = str(values[name])
             if wrong := "has a dot" if "." in token else problem(token):
                 raise ValueError(
-                    f"{name}={shortened(token, 50)!r} cannot stand in {self.declared!r}: a value is one token,"
-                    f" and this one {wrong}"
+                    f"{name}={shortened(token, 50)!r} cannot stand in {self.declared!r}: "
+                    f"a value is one token, and this one {wrong}"
                 )
             tokens[position] = token
         return check(".".join(tokens))

@@ -369,6 +369,43 @@ async def test_a_lifespan_that_fails_meanwhile_stops_the_service(mesh):
         await mesh.service("alive")
 
 
+async def test_a_second_cancellation_leaves_the_drain_to_itself(mesh):
+    """The lifespan is not left under a handler that runs."""
+    service = gated()
+    left = asyncio.Event()
+
+    @service.lifespan
+    async def around():
+        yield
+        assert service.running == 0
+        left.set()
+
+    async def serve():
+        async with mesh.serve(service):
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve())
+    call = asyncio.create_task(answered_at_last(mesh, "gated.wait"))
+    await until(lambda: service.running == 1)
+    for _ in range(2):
+        serving.cancel()
+        await asyncio.sleep(0.01)
+    assert serving.cancelled()
+    assert not left.is_set()
+    service.gate.set()
+    await left.wait()
+    assert await call == "done"
+
+
+async def answered_at_last(mesh, subject):
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await mesh.call(subject)
+            except NoResponders:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_lifespan_that_fails_leaves_nothing_behind(mesh):
     service = Service("broken")
 
