@@ -3,19 +3,25 @@
 import contextlib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import EllipsisType, MappingProxyType
+from types import EllipsisType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-import msgspec
-
-from meshkit.discovery.protocol import NAME, VERSION
-from meshkit.errors import DeclarationError, shortened
-from meshkit.message import LONGEST_TIMEOUT
+from meshkit.declaration import (
+    check_count,
+    check_function,
+    check_metadata,
+    check_name,
+    check_parameters,
+    check_parentheses,
+    check_queue,
+    check_seconds,
+    check_version,
+)
+from meshkit.errors import DeclarationError
 from meshkit.signature import Signature
-from meshkit.subject import Pattern, problem
+from meshkit.subject import Pattern
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +31,6 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 Inherit = EllipsisType
 
-_LONGEST_NAME = 200
 _ANY_PING = Pattern("any.PING")
 # How many events wait for a subscription's handler before the newest are dropped.
 _EVENT_BACKLOG = 10_000
@@ -198,21 +203,21 @@ class Group:
         Raises:
             DeclarationError: Something in it cannot work; the text says what to write instead.
         """
-        _with_parentheses("endpoint", subject)
+        check_parentheses("endpoint", subject)
 
         def declare(function: Callable[..., Any]) -> Endpoint[..., Any, Any]:
-            own = _function("endpoint", function)
+            own = check_function("endpoint", function)
             prefix = self._prefix or self._service.name if subject is None else self._prefix
             endpoint = Endpoint[..., Any, Any](
                 self._service,
                 function,
                 Pattern(_join(prefix, own if subject is None else subject)),
-                name=_name("endpoint", own if name is None else name),
+                name=check_name("endpoint", own if name is None else name),
                 queue=self._inherit(queue),
-                metadata=_strings(metadata),
-                timeout=_seconds("timeout", timeout),
+                metadata=check_metadata(metadata),
+                timeout=check_seconds("timeout", timeout),
                 idempotent=idempotent,
-                concurrency=None if concurrency is None else _count("concurrency", concurrency),
+                concurrency=None if concurrency is None else check_count("concurrency", concurrency),
             )
             self._service.add(endpoint)
             return endpoint
@@ -233,16 +238,16 @@ class Group:
         Raises:
             DeclarationError: Something in it cannot work; the text says what to write instead.
         """
-        _with_parentheses("subscribe", subject)
+        check_parentheses("subscribe", subject)
 
         def declare(function: C) -> C:
-            _function("subscription", function)
+            check_function("subscription", function)
             subscription = Subscription(
                 function,
                 Pattern(_join(self._prefix, subject)),
-                queue=_queue(queue),
-                concurrency=_count("concurrency", concurrency),
-                timeout=_seconds("timeout", timeout),
+                queue=check_queue(queue),
+                concurrency=check_count("concurrency", concurrency),
+                timeout=check_seconds("timeout", timeout),
             )
             self._service.add(subscription)
             return function
@@ -250,7 +255,7 @@ class Group:
         return declare
 
     def _inherit(self, queue: str | Inherit | None) -> str | None:
-        return self._queue if isinstance(queue, EllipsisType) else _queue(queue)
+        return self._queue if isinstance(queue, EllipsisType) else check_queue(queue)
 
 
 class Service(Group):
@@ -282,18 +287,14 @@ class Service(Group):
         backlog: int = 256,
         timeout: float | None = None,
     ) -> None:
-        self.name = _name("service", name)
-        if not (_is(version, str) and VERSION.match(version)):
-            raise DeclarationError(
-                f"version {version!r} of service {name!r} is no semantic version; write one like 1.0.0"
-            )
-        self.version = version
+        self.name = check_name("service", name)
+        self.version = check_version(version)
         self.description = description
-        self.metadata = _strings(metadata)
-        self.queue = _queue(queue)
-        self.concurrency = _count("concurrency", concurrency)
-        self.backlog = _count("backlog", backlog, least=0)
-        self.timeout = _seconds("timeout", timeout)
+        self.metadata = check_metadata(metadata)
+        self.queue = check_queue(queue)
+        self.concurrency = check_count("concurrency", concurrency)
+        self.backlog = check_count("backlog", backlog, least=0)
+        self.timeout = check_seconds("timeout", timeout)
         self.endpoints: list[Endpoint[..., Any, Any]] = []
         self.subscriptions: list[Subscription] = []
         self.checks: dict[str, Callable[..., Any]] = {}
@@ -335,14 +336,14 @@ class Service(Group):
         Raises:
             DeclarationError: The function is none, or takes more, or there is a lifespan already.
         """
-        _function("lifespan", function)
+        check_function("lifespan", function)
         if not inspect.isasyncgenfunction(inspect.unwrap(function)):
             raise DeclarationError(
                 f"lifespan {function.__name__}() is no async generator; write `async def` with one `yield`"
             )
         if self.surroundings is not None:
             raise DeclarationError(f"service {self.name!r} has a lifespan already; declare one")
-        _at_most_one_parameter("lifespan", function, "the mesh")
+        check_parameters("lifespan", function, "the mesh")
         bare = inspect.isasyncgenfunction(function)
         self.surroundings = contextlib.asynccontextmanager(function) if bare else function
         return function
@@ -356,8 +357,8 @@ class Service(Group):
         Raises:
             DeclarationError: It is no function, or takes more arguments.
         """
-        _function("health check", function)
-        _at_most_one_parameter("health check", function, "the lifespan's value")
+        check_function("health check", function)
+        check_parameters("health check", function, "the lifespan's value")
         self.checks[function.__name__] = function
         return function
 
@@ -375,61 +376,3 @@ class Service(Group):
 
 def _join(prefix: str, subject: str) -> str:
     return f"{prefix}.{subject}" if prefix and subject else prefix or subject
-
-
-def _function(what: str, function: object) -> str:
-    """The function's name."""
-    if not inspect.isroutine(function):
-        raise DeclarationError(f"{what} {function!r} is no function; decorate an `async def` or a `def`")
-    return function.__name__
-
-
-def _with_parentheses(decorator: str, subject: object) -> None:
-    if callable(subject):
-        raise DeclarationError(f"write @service.{decorator}(...), with parentheses")
-
-
-def _name(what: str, name: str) -> str:
-    if not (_is(name, str) and NAME.match(name) and len(name) <= _LONGEST_NAME):
-        proposed = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name))[:_LONGEST_NAME] or what
-        raise DeclarationError(
-            f"{what} name {shortened(str(name), 50)!r} may hold letters, digits, - and _ only, "
-            f"{_LONGEST_NAME} at most; write {proposed!r}"
-        )
-    return name
-
-
-def _queue(queue: str | None) -> str | None:
-    wrong = None if queue is None else problem(queue) if _is(queue, str) else "is no text"
-    if wrong:
-        raise DeclarationError(f"queue group {queue!r} {wrong}; write None for no queue group")
-    return queue
-
-
-def _strings(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
-    try:
-        return MappingProxyType(msgspec.convert(metadata or {}, dict[str, str]))
-    except msgspec.ValidationError as error:
-        raise DeclarationError(f"metadata maps strings to strings: {error}") from None
-
-
-def _seconds(what: str, value: float | None) -> float | None:
-    if value is not None and not (_is(value, int | float) and 0 < value <= LONGEST_TIMEOUT):
-        raise DeclarationError(f"{what} is a number of seconds above 0, not {value!r}")
-    return value
-
-
-def _count(what: str, value: int, *, least: int = 1) -> int:
-    if not _is(value, int) or value < least:
-        raise DeclarationError(f"{what} is a whole number from {least}, not {value!r}")
-    return value
-
-
-def _is(value: object, kind: Any) -> bool:
-    """Whether it is of that type; not everybody has a type checker."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _at_most_one_parameter(what: str, function: Callable[..., Any], argument: str) -> None:
-    if len(inspect.signature(function).parameters) > 1:
-        raise DeclarationError(f"{what} {function.__name__}() takes at most one argument, {argument}")
