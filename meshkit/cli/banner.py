@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class _Terminal:
             title = Text(service.name, "bold")
             console.print(title.append(f" {service.version} · {_workers(line)}", "not bold"))
             grid = Table.grid(padding=(0, 2, 0, 0))
-            grid.add_column(min_width=width, overflow="fold")
+            grid.add_column(width=width, overflow="fold")  # with min_width, rich loses words
             grid.add_column(overflow="fold")
             grid.add_column(overflow="fold")
             for endpoint in service.endpoints:
@@ -52,7 +52,8 @@ class _Terminal:
 
     def notice(self, notice: Notice) -> None:
         text = Text(_now(), "dim").append(f" {notice.who} ", "not dim bold")
-        console.print(text.append(notice.what, "not dim red" if notice.trouble else "not dim"))
+        text.append(notice.what, "not dim red" if notice.trouble else "not dim")
+        _tell(lambda: console.print(text))
 
 
 class _Plain:
@@ -74,12 +75,16 @@ class _Plain:
         self._print(f"{_now()} {notice.who} {notice.what}")
 
     def _print(self, line: str) -> None:
-        try:
-            click.echo(line)
-        except BrokenPipeError:
-            # Nobody reads any more (`meshkit run | head`): that is no reason to drop calls.
-            with Path(os.devnull).open("wb") as nothing:
-                os.dup2(nothing.fileno(), 1)
+        _tell(lambda: click.echo(line))
+
+
+def _tell(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError:
+        # Nobody reads any more (`meshkit run | head`, a terminal that was closed): no reason to drop calls.
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
 
 
 def _facts(declared: Endpoint, without: str) -> str:

@@ -120,6 +120,32 @@ def test_terminal_of_60_columns_gets_a_banner_that_fits(folder):
     """) in re.sub(r" +\n", "\n", plain)
 
 
+def test_narrow_terminal_loses_no_word(folder):
+    lines = without_colour(run_on_terminal(folder, 40)).splitlines()
+    assert max(map(len, lines)) <= 40
+    [said] = re.findall('"""(.*)"""', ROOMS)
+    words = iter(" ".join(lines).split())
+    assert all(word in words for word in said.split())  # in this order
+
+
+def test_terminal_that_is_closed_stops_nothing(folder):
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "rooms.py"],
+        cwd=folder,
+        env=environment(TERM="xterm"),
+        stdout=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        printed = ""
+        while "#1 ready" not in without_colour(printed):
+            printed += os.read(ours, 10_000).decode()
+        os.close(ours)
+        process.send_signal(signal.SIGINT)  # what it says of that has no reader
+        assert process.wait(20) == 0
+
+
 def test_no_color_means_no_color(folder):
     assert not re.search(r"\x1b\[[0-9;]*3\d", run_on_terminal(folder, 80, NO_COLOR="1"))
 
