@@ -40,8 +40,11 @@ class Process:
 
     def stop(self) -> None:
         """Tell it to end: at once while it starts, when everything is answered while it serves."""
-        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-            self._process.terminate()
+        # Not its own `terminate()`: that looks first whether the process has ended, and if so takes its exit
+        # code away from asyncio, which then reports 255.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it, and the processes that it has started, at once."""

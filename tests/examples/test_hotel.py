@@ -360,9 +360,10 @@ async def test_the_whole_hotel_runs_and_its_books_are_in_order_when_it_stops(tmp
                 process.send_signal(signal.SIGTERM)
                 async for chunk in process.stdout:
                     output += chunk.decode()
-        finally:
-            if process.returncode is None:
-                process.kill()
+                await process.wait()
+        except BaseException:
+            process.kill()
+            raise
     assert process.returncode == 0, output
     assert "NOT OK" not in output
     assert "Traceback" not in output
