@@ -9,6 +9,9 @@ from meshkit.errors import ConfigError
 
 FILE = "meshkit.toml"
 
+# What an environment can hold.
+Variable = Annotated[str, msgspec.Meta(pattern=r"^[^=\x00]+$")]
+Value = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Table = TypeVar("_Table", bound=msgspec.Struct)
 
@@ -30,7 +33,7 @@ class ServiceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     concurrency: Positive | None = None
     backlog: Annotated[int, msgspec.Meta(ge=0)] | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    env: dict[str, str] = {}
+    env: dict[Variable, Value] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -83,7 +83,7 @@ class _Worker:
         """One process, from its start to its end; returns how it ended."""
         self._is_serving, self._reason = False, ""
         async with process.start("meshkit.launcher.worker", self._job) as running:
-            async with beside(self._drain, running):
+            async with beside(self._drain, running), beside(self._bury, running):
                 while event := await running.event():
                     self._hear(event)
                 ending = await running.wait()
@@ -110,6 +110,11 @@ class _Worker:
         running.stop()
         await anyio.sleep(GRACE)
         self._say(f"has not drained in {GRACE:.0f} s, is killed", trouble=True)
+        running.kill()
+
+    async def _bury(self, running: process.Process) -> None:
+        """Have nothing outlive the process: what it forked holds its connection and its pipes."""
+        await running.wait()
         running.kill()
 
     def _judge(self, ending: str) -> None:

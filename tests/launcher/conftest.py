@@ -104,7 +104,7 @@ def environment():
 def processes(parent, pattern):
     """The ids of a process's children whose command line matches."""
     listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, check=True, text=True
+        ["ps", "-Aww", "-o", "pid=,ppid=,args="], capture_output=True, check=True, text=True
     ).stdout.splitlines()
     split = [line.split(maxsplit=2) for line in listed]
     return [int(pid) for pid, ppid, args in split if int(ppid) == parent and re.search(pattern, args)]

@@ -93,6 +93,25 @@ async def test_killed_worker_comes_back(shared):
         assert await mesh.call("limited.process") != victim
 
 
+def test_killed_worker_that_has_forked_comes_back(launch, tmp_path):
+    """What it forked holds its pipes and its connection, and would go on holding them."""
+    (tmp_path / "forks.py").write_text(
+        "import os, time\n"
+        "from meshkit import Service\n"
+        "service = Service('forks')\n"
+        "@service.lifespan\n"
+        "async def around():\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(300)\n"
+        "    yield\n"
+    )
+    launched = launch(tmp_path, "forks.py")
+    launched.wait_for("forks#1 ready")
+    [victim] = launched.workers()
+    os.kill(victim, signal.SIGKILL)
+    launched.wait_for(r"forks#1 crashed \(SIGKILL\), starts again", "forks#1 ready")
+
+
 async def test_killed_server_comes_back_where_it_was(shared):
     url = shared.url
     os.kill(shared.nats_server(), signal.SIGKILL)
