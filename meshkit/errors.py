@@ -21,7 +21,7 @@
 
     DeclarationError, ConfigError (both ValueError): mistakes of who writes or runs a service.
 
-On the wire an error is the two headers of the NATS services protocol (ADR-32), and four of meshkit's own:
+On the wire an error is the two headers of the NATS services protocol (ADR-32), and three of meshkit's own:
 `docs/wire.md`.
 """
 
