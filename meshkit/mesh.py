@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 import anyio
 import msgspec
 
-from meshkit import codec
+from meshkit import codec, loop
 from meshkit.codec import Decoder
 from meshkit.discovery import registry
 from meshkit.discovery.protocol import NAME, new_instance_id
@@ -321,6 +321,6 @@ def run(service: Service, url: str | None = None, **options: Any) -> None:
                 await anext(signals)
 
     try:
-        asyncio.run(serve())
+        loop.run(serve)
     except (MeshError, ConfigError) as error:
         sys.exit(f"meshkit: {getattr(error, 'message', error)}")

@@ -13,6 +13,7 @@ from meshkit import connect
 from meshkit.transport.server import EmbeddedServer
 
 SCRIPT = """
+import asyncio
 from meshkit import Service
 
 service = Service("script", version="3.1.4")
@@ -20,6 +21,10 @@ service = Service("script", version="3.1.4")
 @service.endpoint()
 async def hello() -> str:
     return "hello"
+
+@service.endpoint()
+async def loop() -> str:
+    return type(asyncio.get_running_loop()).__module__
 
 service.run()
 """
@@ -56,6 +61,7 @@ async def test_it_serves_under_its_name_until_it_is_told_to_stop(script, monkeyp
             while not await mesh.services():
                 pass
         assert await mesh.call("script.hello") == "hello"
+        assert await mesh.call("script.loop") == "uvloop"
         (instance,) = (await mesh.service("script")).instances
     monkeypatch.setenv("NATS_USER", "sys")
     async with connect() as system:

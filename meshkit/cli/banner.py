@@ -1,16 +1,14 @@
 """What `meshkit run` prints: first what runs, then a line for everything that happens."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from meshkit.cli.output import console
+from meshkit.cli.output import console, discard
 from meshkit.launcher.messages import Endpoint
 from meshkit.launcher.view import Line, Notice, Server, View
 
@@ -83,8 +81,7 @@ def _tell(write: Callable[[], None]) -> None:
         write()
     except OSError:
         # Nobody reads any more (`meshkit run | head`, a terminal that was closed): no reason to drop calls.
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 1)
+        discard()
 
 
 def _facts(declared: Endpoint, without: str) -> str:
@@ -93,7 +90,7 @@ def _facts(declared: Endpoint, without: str) -> str:
 
 
 def _workers(line: Line) -> str:
-    return f"{line.workers} worker{'s' if line.workers > 1 else ''}"
+    return f"{line.workers} worker{'s' if line.workers > 1 else ''} on {line.loop}"
 
 
 def _now() -> str:

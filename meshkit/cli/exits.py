@@ -18,7 +18,7 @@ class ExitCode(enum.IntEnum):
     CONFIG = 78
     """A target, a meshkit.toml or a service's declaration is wrong."""
     SIGNAL = 128
-    """Added to a signal's number: a second SIGINT (130) or SIGTERM (143) ended everything at once."""
+    """Added to the number of a signal that ended everything at once: SIGINT 130, SIGTERM 143, SIGHUP 129."""
 
 
 def exit_code(error: MeshError | ConfigError | DeclarationError) -> ExitCode:

@@ -1,10 +1,11 @@
 """The `meshkit` command: which commands there are, and how an error ends them."""
 
 import importlib
+import signal
 
 import click
 
-from meshkit.cli.exits import exit_code
+from meshkit.cli.exits import ExitCode, exit_code
 from meshkit.cli.output import clean
 from meshkit.errors import ConfigError, DeclarationError, MeshError
 
@@ -41,6 +42,9 @@ class _Commands(click.Group):
             text = error.message if isinstance(error, MeshError) and error.target is None else error
             click.echo(f"meshkit: {clean(text)}", err=True)
             ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            # click would call it aborted, and exit with 1.
+            ctx.exit(ExitCode.SIGNAL + signal.SIGINT)
 
 
 @click.group(

@@ -1,7 +1,10 @@
 """What the commands share: one console, tables, JSON, and the options of the same name."""
 
+import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,7 +54,20 @@ def print_json(value: Any) -> None:
         value: Anything that msgspec encodes.
     """
     encoded = msgspec.json.encode(value)
-    click.echo(msgspec.json.format(encoded, indent=2) if console.is_terminal else encoded)
+    click.echo(_shown(msgspec.json.format(encoded, indent=2).decode()) if console.is_terminal else encoded)
+
+
+def discard() -> None:
+    """Have standard output lead nowhere: what it did not take must not fail again when Python ends."""
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+
+
+def _shown(text: str) -> str:
+    """JSON with what drives the terminal, or turns around the text on it, as JSON escapes it."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text
+    )
 
 
 def clean(value: object) -> str:

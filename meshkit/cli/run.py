@@ -10,12 +10,18 @@ from meshkit.cli.exits import ExitCode
 from meshkit.cli.output import nats_option
 from meshkit.launcher.fleet import LaunchError
 from meshkit.launcher.launch import Killed, Options, launch
+from meshkit.loop import NAMES
 
 
 @click.command()
 @click.argument("targets", metavar="[TARGET]...", nargs=-1, type=click.Path())
 @nats_option
 @click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Processes for each service.")
+@click.option(
+    "--loop",
+    type=click.Choice(NAMES),
+    help="The event loop that they run on; auto, the default, is uvloop where it is installed.",
+)
 @click.option("--reload", is_flag=True, help="Start anew when a source file changes.")
 @click.option(
     "--log-level",

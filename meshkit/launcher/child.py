@@ -20,7 +20,7 @@ from meshkit.launcher.messages import GRACE, Event, Failed, Job
 from meshkit.launcher.targets import Source
 from meshkit.service import Service
 
-_ABOVE_USER_CODE = {"__main__", "anyio", "asyncio", "contextlib", "importlib", "meshkit"}
+_ABOVE_USER_CODE = {"__main__", "anyio", "asyncio", "contextlib", "importlib", "meshkit", "uvloop"}
 
 
 class Launcher:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from meshkit.errors import ConfigError
+from meshkit.loop import NAMES, LoopName
 
 FILE = "meshkit.toml"
 
@@ -22,6 +23,7 @@ class ServiceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         target: `module:service` or a Python file, relative to the folder; `<name>.py` by default.
         workers: How many processes.
+        loop: The event loop that they run on.
         concurrency: In place of the service's own.
         backlog: In place of the service's own.
         timeout: In place of the service's own, in seconds.
@@ -30,6 +32,7 @@ class ServiceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     target: str = ""
     workers: Positive = 1
+    loop: LoopName = "auto"
     concurrency: Positive | None = None
     backlog: Annotated[int, msgspec.Meta(ge=0)] | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -59,11 +62,13 @@ def read(folder: Path) -> Config:
     """Read a folder's meshkit.toml.
 
     Raises:
-        ConfigError: It is no TOML, or has a field that is unknown or of the wrong type.
+        ConfigError: It cannot be read, is no TOML, or has a field that is unknown or of the wrong type.
     """
     file = folder / FILE
     try:
         raw = msgspec.toml.decode(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     content = _convert(raw, _File, str(file))
@@ -85,4 +90,6 @@ def _convert(raw: Any, kind: type[_Table], where: str) -> _Table:
         problem = problem.replace("Object contains unknown", "unknown").replace("`object`", "a table")
         if problem.startswith("unknown"):
             problem += f"; the fields here are {', '.join(kind.__struct_fields__)}"
+        if problem.startswith("Invalid enum value"):
+            problem += f"; write {' or '.join(NAMES)}"
         raise ConfigError(f"{where}{field}: {problem}") from None

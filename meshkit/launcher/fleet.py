@@ -8,6 +8,7 @@ from meshkit.launcher import process
 from meshkit.launcher.messages import Described, Failed, Job
 from meshkit.launcher.targets import Targets
 from meshkit.launcher.view import Line
+from meshkit.loop import LoopName, chosen
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -28,7 +29,9 @@ class LaunchError(Exception):
     """A failure that no setting mends: user code does not import, or a worker ended with calls unanswered."""
 
 
-async def muster(targets: Targets, *, url: str, workers: int | None, log_level: str) -> Fleet:
+async def muster(
+    targets: Targets, *, url: str, workers: int | None, log_level: str, loop: LoopName | None
+) -> Fleet:
     """Find out what is to run.
 
     Args:
@@ -36,9 +39,11 @@ async def muster(targets: Targets, *, url: str, workers: int | None, log_level: 
         url: The NATS server.
         workers: Processes for each service; None for what its meshkit.toml says.
         log_level: The least level of what they log.
+        loop: The event loop they run on; None for what its meshkit.toml says.
 
     Raises:
-        ConfigError: A target or a declaration is wrong, or two services have the same name.
+        ConfigError: A target or a declaration is wrong, two services have the same name, or there is no such
+            loop.
         LaunchError: User code does not import; its traceback is on standard error.
     """
     answers = await _describe([Job(source, url=url, log_level=log_level) for source in targets.sources])
@@ -57,9 +62,10 @@ async def muster(targets: Targets, *, url: str, workers: int | None, log_level: 
             places[name] = source.target
             wanted = msgspec.structs.replace(source, service=name)
             count = workers or source.table.workers
-            fleet.lines.append(Line(service, count))
+            on = chosen(loop or source.table.loop)
+            fleet.lines.append(Line(service, count, on))
             numbers = range(1, count + 1)
-            fleet.jobs.extend(Job(wanted, f"{name}#{number}", url, log_level) for number in numbers)
+            fleet.jobs.extend(Job(wanted, f"{name}#{number}", url, log_level, on) for number in numbers)
     return fleet
 
 

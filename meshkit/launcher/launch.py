@@ -14,6 +14,7 @@ from meshkit.launcher.fleet import Fleet, LaunchError, muster
 from meshkit.launcher.server import server
 from meshkit.launcher.supervisor import supervise
 from meshkit.launcher.view import Notice, View
+from meshkit.loop import LoopName, chosen
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         workers: Processes for each service; None for what meshkit.toml says, else one.
         reload: Whether to start anew when a file changes.
         log_level: The least level of what the workers log.
+        loop: The event loop they run on; None for what meshkit.toml says, else the best there is.
     """
 
     targets: Sequence[str]
@@ -32,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     reload: bool = False
     log_level: str = "info"
+    loop: LoopName | None = None
 
 
 class Killed(Exception):
@@ -47,7 +50,7 @@ class Killed(Exception):
 
 
 async def launch(options: Options, view: View) -> None:
-    """Run services until SIGINT or SIGTERM, then drain them; a second signal kills them.
+    """Run services until SIGINT, SIGTERM or SIGHUP, then drain them; a second signal kills them.
 
     Args:
         options: Which, and how.
@@ -78,8 +81,13 @@ class _Run:
 
     async def obey_signals(self, scope: anyio.CancelScope) -> None:
         """Drain at the first signal; cancel everything at the second, or if nothing has been started yet."""
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        ending = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            ending.append(signal.SIGHUP)
+        with anyio.open_signal_receiver(*ending) as signals:
             async for number in signals:
+                if number == signal.SIGHUP and self._is_ending:
+                    continue  # a terminal that closes says so more than once
                 if self._stop is None or self._is_ending:
                     self.killed_by = number
                     scope.cancel()
@@ -93,6 +101,8 @@ class _Run:
         found = targets.read(self._options.targets)
         if self._options.reload:
             reload.require()
+        for source in found.sources:
+            chosen(self._options.loop or source.table.loop)  # what is missing is said before anything starts
         async with server(self._options.nats or found.nats, self._view) as nats:
             fleet = await self._muster(found, nats.url)
             self._view.server(nats)
@@ -102,8 +112,10 @@ class _Run:
                 await self._serve(fleet)
 
     async def _muster(self, found: targets.Targets, url: str) -> Fleet:
-        workers, log_level = self._options.workers, self._options.log_level
-        return await muster(found, url=url, workers=workers, log_level=log_level)
+        options = self._options
+        return await muster(
+            found, url=url, workers=options.workers, log_level=options.log_level, loop=options.loop
+        )
 
     async def _serve(self, fleet: Fleet | None) -> None:
         """One fleet after the other, until a signal or until there is no next one."""

@@ -4,6 +4,7 @@ import msgspec
 
 from meshkit.instance import DRAIN_TIMEOUT
 from meshkit.launcher.targets import Source
+from meshkit.loop import LoopName
 
 GRACE = DRAIN_TIMEOUT + 5.0
 """Seconds after which a process that was told to stop is killed."""
@@ -17,12 +18,14 @@ class Job(msgspec.Struct, frozen=True):
         worker: The name of the process, `rooms#1`.
         url: The NATS server.
         log_level: The least level of the messages that are logged.
+        loop: The event loop to run on.
     """
 
     source: Source
     worker: str = ""
     url: str = ""
     log_level: str = "info"
+    loop: LoopName = "auto"
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -51,26 +51,36 @@ def read(targets: Sequence[str]) -> Targets:
         targets: Each `module:service`, a module, a Python file, or a folder with a meshkit.toml.
 
     Raises:
-        ConfigError: A target means nothing, a meshkit.toml is wrong, or two of them name different servers.
+        ConfigError: A target means nothing or cannot be read, a meshkit.toml is wrong, or two of them name
+            different servers.
     """
     found = Targets([], None, [])
     for target in targets:
-        folder = Path(target)
-        if (folder / config.FILE).is_file():
-            content = config.read(folder)
-            if content.nats and found.nats not in {None, content.nats}:
-                raise ConfigError(f"{folder}: names {content.nats}, another target {found.nats}; use --nats")
-            found.nats = content.nats or found.nats
-            found.folders.append(target)
-            for name, table in content.services.items():
-                where = f"{folder / config.FILE}, [services.{name}]"
-                source = _source(table.target or f"{name}.py", folder.absolute(), where)
-                found.sources.append(msgspec.structs.replace(source, service=name, table=table))
-        elif folder.is_dir() and not (folder / "__init__.py").is_file():
-            raise ConfigError(f"{target}: the folder has no {config.FILE}; write one, or name a Python file")
-        else:
-            found.sources.append(_source(target, Path.cwd(), target))
+        try:
+            _add(target, found)
+        except OSError as error:
+            what = error.filename or "the current folder"
+            raise ConfigError(f"{what}: cannot be read: {error.strerror}") from None
     return found
+
+
+def _add(target: str, found: Targets) -> None:
+    folder = Path(target)
+    absolute = folder.absolute()
+    if (folder / config.FILE).is_file():
+        content = config.read(folder)
+        if content.nats and found.nats not in {None, content.nats}:
+            raise ConfigError(f"{folder}: names {content.nats}, another target {found.nats}; use --nats")
+        found.nats = content.nats or found.nats
+        found.folders.append(target)
+        for name, table in content.services.items():
+            where = f"{folder / config.FILE}, [services.{name}]"
+            source = _source(table.target or f"{name}.py", absolute, where)
+            found.sources.append(msgspec.structs.replace(source, service=name, table=table))
+    elif folder.is_dir() and not (folder / "__init__.py").is_file():
+        raise ConfigError(f"{target}: the folder has no {config.FILE}; write one, or name a Python file")
+    else:
+        found.sources.append(_source(target, Path.cwd(), target))
 
 
 def _source(target: str, folder: Path, where: str) -> Source:

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from meshkit.launcher.messages import Description
+from meshkit.loop import Loop
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -25,10 +26,11 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A service, and how many workers it gets."""
+    """A service, how many workers it gets, and the event loop that they run on."""
 
     service: Description
     workers: int
+    loop: Loop
 
 
 class Notice(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ import signal
 
 import anyio
 
+from meshkit import loop
 from meshkit.discovery.protocol import new_instance_id
 from meshkit.launcher import child
 from meshkit.launcher.config import ServiceTable
@@ -28,7 +29,7 @@ def main() -> None:
     with child.failures_told(launcher):
         [service] = child.load(job.source)
         _override(service, job.source.table)
-        anyio.run(_serve, service, launcher)
+        loop.run(_serve, service, launcher, loop=job.loop)
 
 
 def _override(service: Service, table: ServiceTable) -> None:

@@ -80,6 +80,37 @@ main()
     )
 
 
+@pytest.mark.parametrize("imported", ["click", "meshkit.cli.run", "watchfiles"])
+def test_ctrl_c_before_anything_runs(imported):
+    """While the command is found, while its module is imported, and when its event loop has just started."""
+    ran = python(f"""
+import os, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {imported!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+sys.argv = ["meshkit", "run", "rooms", "--reload"]
+from meshkit.cli import main
+main()
+""")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["--version"], ["run", "-h"], ["completion", "bash"]])
+def test_full_standard_output_is_a_sentence(args):
+    # What is buffered must not fail a second time when Python ends.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            [*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (1, b"meshkit: standard output is full\n")
+
+
 def called(error):
     error.target = "rooms.get"
     return error

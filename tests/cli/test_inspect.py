@@ -267,6 +267,14 @@ async def test_call_is_pretty_on_a_terminal(on_terminal, rooms):
     assert shown == '{\n  "room": 12,\n  "total": 120.0\n}\n'
 
 
+async def test_call_whose_reply_would_drive_the_terminal(meshkit, on_terminal, rooms):
+    sent = '"é\u4e2d\x7f\x9b31m\u202e\U000e0001"'
+    assert await on_terminal("call", "hotel.rooms.echo", sent) == (
+        r'"é中\u007f\u009b31m\u202e\udb40\udc01"'.replace(r"\u4e2d", "\u4e2d") + "\n"
+    )
+    assert await meshkit("call", "hotel.rooms.echo", sent) == (0, f"{sent}\n", "")
+
+
 async def test_call_from_standard_input(meshkit, rooms):
     answer = await meshkit("call", "hotel.rooms.echo", "-", stdin=b'{ "a": [1, 2] }\n')
     assert answer == (0, '{"a":[1,2]}\n', "")

@@ -95,7 +95,7 @@ def test_pipe_gets_one_plain_fact_a_line(folder):
     expected = r"""
         meshkit \S+
         nats-server \S+ \(embedded\) nats://127\.0\.0\.1:\d+
-        service rooms 1\.0\.0, 2 workers
+        service rooms 1\.0\.0, 2 workers on uvloop
         endpoint hotel\.rooms\.book, queue group q: Book a room, which .* more than one line\.
         endpoint hotel\.rooms\.\{room\}\.price, no queue group
         subscription hotel\.\*\.\*\.error
@@ -106,12 +106,12 @@ def test_pipe_gets_one_plain_fact_a_line(folder):
 
 
 def test_terminal_of_60_columns_gets_a_banner_that_fits(folder):
-    printed = run_on_terminal(folder, 60)
-    assert "\x1b[1mrooms\x1b[0m 1.0.0 · 1 worker\n" in printed
+    printed = run_on_terminal(folder, 60, MESHKIT_RUN_LOOP="asyncio")
+    assert "\x1b[1mrooms\x1b[0m 1.0.0 · 1 worker on asyncio\n" in printed
     plain = without_colour(printed)
     assert max(map(len, plain.splitlines())) <= 60
     assert textwrap.dedent("""
-        rooms 1.0.0 · 1 worker
+        rooms 1.0.0 · 1 worker on asyncio
           hotel.rooms.book          q  Book a room, which can be a
                                        rather long story that fills
                                        more than one line.
@@ -146,6 +146,23 @@ def test_terminal_that_is_closed_stops_nothing(folder):
         assert process.wait(20) == 0
 
 
+def test_terminal_of_its_own_that_is_closed_drains(folder):
+    ours, theirs = os.openpty()
+    take = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", take, *COMMAND, "rooms.py"],
+        cwd=folder,
+        env=environment(TERM="xterm"),
+        stdin=theirs,
+    ) as process:
+        os.close(theirs)
+        printed = ""
+        while "#1 ready" not in without_colour(printed):
+            printed += os.read(ours, 10_000).decode()
+        os.close(ours)
+        assert process.wait(20) == 0
+
+
 def test_no_color_means_no_color(folder):
     assert not re.search(r"\x1b\[[0-9;]*3\d", run_on_terminal(folder, 80, NO_COLOR="1"))
 
@@ -155,7 +172,7 @@ def test_flag_wins_and_the_password_in_it_is_not_shown(folder, nats_server):
     url = nats_server.url.replace("//", "//ann:secret@")
     printed = run_in_pipe(folder, "--nats", url, "--workers", "1", NATS_URL="nats://variable:1")
     assert re.search(rf"^nats-server \S+ {nats_server.url}$", printed, re.MULTILINE)
-    assert "service rooms 1.0.0, 1 worker\n" in printed
+    assert "service rooms 1.0.0, 1 worker on" in printed
 
 
 @pytest.mark.parametrize(

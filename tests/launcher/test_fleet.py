@@ -40,8 +40,9 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-async def find(*wanted, workers=None):
-    return await muster(targets.read(wanted), url="nats://nowhere", workers=workers, log_level="info")
+async def find(*wanted, workers=None, loop=None):
+    found = targets.read(wanted)
+    return await muster(found, url="nats://nowhere", workers=workers, log_level="info", loop=loop)
 
 
 async def test_file_gives_every_service_in_it_once():
@@ -65,6 +66,13 @@ async def test_configuration_picks_services_and_the_number_of_their_workers(writ
     write("meshkit.toml", "[services.bills]\ntarget = 'rooms.py'\nworkers = 2\n")
     assert [job.worker for job in (await find(".")).jobs] == ["bills#1", "bills#2"]
     assert [job.worker for job in (await find(".", workers=1)).jobs] == ["bills#1"]
+
+
+async def test_loop_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert [line.loop for line in (await find("rooms.py")).lines] == ["asyncio", "asyncio"]
+    with pytest.raises(ConfigError, match=r"^uvloop cannot be imported in "):
+        await find("rooms.py", loop="uvloop")
 
 
 @pytest.mark.parametrize(("outside", "version"), [(None, "2.0.0"), ("Savoy", "1.0.0")])

@@ -121,17 +121,21 @@ async def test_killed_server_comes_back_where_it_was(shared):
         assert await mesh.call("rooms.process") in shared.workers("rooms")
 
 
-async def test_sigterm_drains(launch, tmp_path):
-    launched = launch(hotel(tmp_path), "rooms.py", "--workers", "2")
+@pytest.mark.parametrize(
+    ("number", "loop"),
+    [(signal.SIGTERM, "uvloop"), (signal.SIGTERM, "asyncio"), (signal.SIGHUP, "uvloop")],
+)
+async def test_signal_drains(launch, tmp_path, number, loop):
+    launched = launch(hotel(tmp_path), "rooms.py", "--workers", "2", "--loop", loop)
     launched.wait_for("rooms#1 ready", "rooms#2 ready")
     processes = [*launched.workers(), launched.nats_server()]
     async with meshkit.connect(launched.url) as mesh:
         call = asyncio.create_task(mesh.call("rooms.slow"))
         await asyncio.to_thread(launched.wait_for, "hotel: slowly")
-        launched.signal(signal.SIGTERM)
+        launched.signal(number)
         assert await call == "done"
     assert await asyncio.to_thread(launched.ended) == 0
-    launched.wait_for("meshkit draining on SIGTERM", "rooms#1 stopped", "rooms#2 stopped")
+    launched.wait_for(f"meshkit draining on {number.name}", "rooms#1 stopped", "rooms#2 stopped")
     launched.wait_until_gone(*processes)
 
 
@@ -149,6 +153,34 @@ async def test_second_signal_kills(launch, tmp_path):
         with pytest.raises(meshkit.ConnectionLost):
             await call
     launched.wait_until_gone(*processes)
+
+
+async def test_second_word_of_a_closing_terminal_does_not_kill(launch, tmp_path):
+    """A shell passes SIGHUP on, and the system sends it too."""
+    launched = launch(hotel(tmp_path), "rooms.py")
+    launched.wait_for("rooms#1 ready")
+    async with meshkit.connect(launched.url) as mesh:
+        call = asyncio.create_task(mesh.call("rooms.slow"))
+        await asyncio.to_thread(launched.wait_for, "hotel: slowly")
+        launched.signal(signal.SIGHUP)
+        await asyncio.to_thread(launched.wait_for, "draining on SIGHUP")
+        launched.signal(signal.SIGHUP)
+        assert await call == "done"
+    assert await asyncio.to_thread(launched.ended) == 0
+
+
+def test_closing_terminal_does_not_matter_to_nohup(launch, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launched = launch(hotel(tmp_path), "rooms.py")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    launched.wait_for("rooms#1 ready")
+    launched.signal(signal.SIGHUP)
+    [worker] = launched.workers()
+    os.kill(worker, signal.SIGKILL)  # to see that it goes on: it would not be started again
+    launched.wait_for("starts again", "rooms#1 ready")
+    assert "draining" not in str(launched)
 
 
 async def test_nothing_outlives_a_killed_launcher(launch, tmp_path, nats_server):

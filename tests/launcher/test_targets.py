@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from meshkit.errors import ConfigError
@@ -97,6 +99,10 @@ def test_file_named_like_a_standard_module_is_refused(folder):
         ),
         ("[services.rooms]\nworkers = '2'", "[services.rooms], workers: Expected `int`, got `str`"),
         ("[services.rooms]\nworkers = 0", "[services.rooms], workers: Expected `int` >= 1"),
+        (
+            "[services.rooms]\nloop = 'trio'",
+            "[services.rooms], loop: Invalid enum value 'trio'; write auto or asyncio or uvloop",
+        ),
         ("[services.rooms]\ntimeout = 0", "[services.rooms], timeout: Expected `float` > 0.0"),
         ("[services.bills]", "[services.bills]: there is no file "),
     ],
@@ -107,6 +113,22 @@ def test_configuration_error_names_file_table_and_field(folder, content, sentenc
         targets.read(["."])
     assert str(error.value).startswith("meshkit.toml")
     assert sentence in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no file that not even root can read")
+def test_configuration_that_cannot_be_read(folder):
+    (folder / "meshkit.toml").symlink_to("/proc/self/mem")
+    with pytest.raises(ConfigError, match=r"^meshkit\.toml: cannot be read: Input/output error$"):
+        targets.read(["."])
+
+
+def test_current_folder_that_is_gone(folder, monkeypatch):
+    (folder / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (folder / "gone").rmdir()
+    for target in (".", "rooms.py", "hotel.rooms"):
+        with pytest.raises(ConfigError, match=r"^the current folder: cannot be read: No such file"):
+            targets.read([target])
 
 
 def test_configurations_that_name_different_servers(folder):
