@@ -4,16 +4,22 @@ JSON carries no header, so that every NATS client can call every endpoint; Messa
 `Content-Type: application/msgpack`. A type of `bytes` means the payload as it is, whatever the content type.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from meshkit.errors import BadRequest, shortened
+from meshkit.headers import find
 
 CONTENT_TYPE = "Content-Type"
 JSON = "application/json"
 MSGPACK = "application/msgpack"
+
+_LINE = f"\r\n{CONTENT_TYPE}:".encode()
+_LOWER_LINE = _LINE.lower()
+# What both have, to pass by most heads with one look.
+_MARK = b"ontent-"
 
 CODECS = {"json": JSON, "msgpack": MSGPACK}
 
@@ -24,20 +30,22 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def content_type(headers: Mapping[str, str] | None, *, any_if_raw: "Decoder | None" = None) -> str:
-    """The content type that the headers name; JSON if they name none.
+def content_type(head: bytes, *, any_if_raw: "Decoder | None" = None, usual: str = JSON) -> str:
+    """The content type that the headers name.
 
     Args:
-        headers: Of a request, an event or a reply.
+        head: Headers of a request, an event or a reply.
         any_if_raw: What decodes the payload: if that takes it as it is, any type will do, and counts as JSON.
+        usual: What it is if they name none.
 
     Raises:
         BadRequest: It is neither JSON nor MessagePack.
     """
-    headers = headers or {}
-    named = headers.get(CONTENT_TYPE) or headers.get(CONTENT_TYPE.lower())
+    if head.find(_MARK) < 0:
+        return usual
+    named = find(head, _LINE) or find(head, _LOWER_LINE)
     if not named:
-        return JSON
+        return usual
     kind = named.partition(";")[0].strip().lower()
     if kind in _ENCODERS:
         return kind

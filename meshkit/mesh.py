@@ -13,19 +13,19 @@ import anyio
 import msgspec
 
 from meshkit import codec, loop
+from meshkit import headers as wire
 from meshkit.codec import Decoder
 from meshkit.discovery import registry
 from meshkit.discovery.protocol import NAME, new_instance_id
 from meshkit.discovery.registry import DiscoveredService
 from meshkit.errors import BadReply, BadRequest, ConfigError, MeshError, from_headers
 from meshkit.instance import Instance
-from meshkit.layers.propagation import trace
+from meshkit.layers.propagation import merge
 from meshkit.message import CURRENT, DEFAULT_TIMEOUT, LONGEST_TIMEOUT, Request, Response
 from meshkit.service import Endpoint, Service, Target
 from meshkit.stack import client_stack
 from meshkit.subject import check
 from meshkit.transport import Transport
-from meshkit.transport import headers as wire
 
 R = TypeVar("R")
 StrPath = str | os.PathLike[str]
@@ -46,6 +46,8 @@ class Mesh:
     def __init__(self, transport: Transport, *, content: str = codec.JSON, caller: str | None = None) -> None:
         self.transport = transport
         self._content = content
+        # What travels with a message that is given no headers.
+        self._head = b"" if content == codec.JSON else wire.line(codec.CONTENT_TYPE, content)
         self._caller = caller
         self._loop = asyncio.get_running_loop()
         self._stack = client_stack(self._send, caller=caller)
@@ -108,13 +110,13 @@ class Mesh:
         """
         started = self._loop.time()
         subject, decoder, usual = _resolve(target, returns)
-        outgoing = self._headers(headers)
-        kind = codec.content_type(outgoing, any_if_raw=_RAW if isinstance(message, bytes) else None)
+        head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         request = Request(
             subject,
             b"" if message is None else codec.encode(message, kind),
-            outgoing,
-            self._deadline(started, usual if timeout is None else timeout),
+            head,
+            started,
+            _deadline(started, usual if timeout is None else timeout),
         )
         try:
             response = await self._stack(request)
@@ -124,29 +126,23 @@ class Mesh:
             error.elapsed = self._loop.time() - started
             raise
 
-    def _headers(self, given: Mapping[str, str] | None) -> dict[str, str]:
-        headers = {} if self._content == codec.JSON else {codec.CONTENT_TYPE: self._content}
-        if given:
-            wire.check(given)
-            headers.update(given)
-        return headers
-
-    def _deadline(self, now: float, timeout: float) -> float:
-        if not 0 < timeout <= LONGEST_TIMEOUT:
-            raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        current = CURRENT.get()
-        return now + timeout if current is None else min(now + timeout, current.deadline)
+    def _given(self, headers: Mapping[str, str], message: object) -> tuple[bytes, str]:
+        """What travels with a message that is given headers, and its content type."""
+        wire.check(headers)
+        head = self._head if codec.CONTENT_TYPE not in headers else b""
+        head += wire.render(headers)
+        return head, codec.content_type(head, any_if_raw=_RAW if isinstance(message, bytes) else None)
 
     async def _send(self, request: Request) -> Response:
         message = await self.transport.request(
-            request.subject, request.payload, request.headers, request.deadline
+            request.subject, request.payload, request.head, request.deadline
         )
-        if message.headers and (error := from_headers(message.headers)) is not None:
+        if message.head and (error := from_headers(message.headers)) is not None:
             try:
                 raise error
             finally:
                 del error  # else it and this frame keep each other until the garbage collector comes
-        return Response(message.payload, message.headers)
+        return Response(message.payload, message.head)
 
     async def publish(
         self, subject: str, message: object = None, *, headers: Mapping[str, str] | None = None
@@ -165,13 +161,12 @@ class Mesh:
             TypeError: msgspec cannot encode the message.
         """
         check(subject)
-        outgoing = self._headers(headers)
+        head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         current = CURRENT.get()
         if current is not None:
-            trace(current.headers, outgoing)
-        kind = codec.content_type(outgoing, any_if_raw=_RAW if isinstance(message, bytes) else None)
+            head = merge(current.trace, head)
         payload = b"" if message is None else codec.encode(message, kind)
-        await self.transport.publish(subject, payload, outgoing or None)
+        await self.transport.publish(subject, payload, head)
 
     @asynccontextmanager
     async def serve(self, service: Service, *, instance_id: str | None = None) -> AsyncGenerator[Instance]:
@@ -210,28 +205,34 @@ class Mesh:
 
 def _resolve(target: str | Endpoint[..., Any, Any] | Target[Any], returns: Any) -> tuple[str, Decoder, float]:
     """Where a call goes, what its reply is, and the seconds that it usually may take."""
-    if isinstance(target, str):
-        return check(target), _decoder(Any if returns is ... else returns), DEFAULT_TIMEOUT
-    if isinstance(target, Target):
-        endpoint, subject = target.endpoint, target.subject
-    elif not isinstance(target, Endpoint):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
-        raise TypeError(f"{target!r} cannot be called; give a subject, an endpoint, or endpoint.at(...)")
-    else:
+    if isinstance(target, Endpoint):
         endpoint, subject = target, target.subject
-        if endpoint.pattern.parameters or endpoint.pattern.wire != subject:
+        if endpoint.pattern.wire != subject:
             raise ValueError(
                 f"{endpoint.name} is on {subject!r}: call {endpoint.name}.at(...) with its parameters, "
                 "or a subject"
             )
+    elif isinstance(target, str):
+        return check(target), _decoder(Any if returns is ... else returns), DEFAULT_TIMEOUT
+    elif isinstance(target, Target):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+        endpoint, subject = target.endpoint, target.subject
+    else:
+        raise TypeError(f"{target!r} cannot be called; give a subject, an endpoint, or endpoint.at(...)")
     decoder = endpoint.signature.reply if returns is ... else _decoder(returns)
     return subject, decoder, endpoint.timeout or DEFAULT_TIMEOUT
 
 
+def _deadline(now: float, timeout: float) -> float:
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
+    current = CURRENT.get()
+    return now + timeout if current is None else min(now + timeout, current.deadline)
+
+
 def _decode(decoder: Decoder, response: Response, kind: str) -> Any:
-    named = response.headers and response.headers.get(codec.CONTENT_TYPE)
     try:
-        if named:
-            kind = codec.content_type(response.headers, any_if_raw=decoder)
+        if response.head:
+            kind = codec.content_type(response.head, any_if_raw=decoder, usual=kind)
         return decoder(response.payload, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequest) as error:
         raise BadReply(f"the reply is not {decoder.type}: {error}; returns=bytes gives it as it is") from None

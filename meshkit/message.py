@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
+from meshkit.headers import find, parse, render
+
 if TYPE_CHECKING:
     from meshkit.mesh import Mesh
 
@@ -21,22 +23,39 @@ DEFAULT_TIMEOUT = 5.0
 LONGEST_TIMEOUT = 1e8
 
 
-class Request(msgspec.Struct, gc=False):
-    """A call on its way to be executed, on either side.
+# W3C's names (https://www.w3.org/TR/trace-context/) in lower case; other clients write them in title case.
+_TRACE = tuple(
+    (name, f"\r\n{name}:".encode(), f"\r\n{name.title()}:".encode())
+    for name in ("traceparent", "tracestate", "baggage")
+)
+
+
+class Request(msgspec.Struct, gc=False, eq=False):
+    """A call on its way to be executed, on either side. No two are equal.
 
     Attributes:
         subject: The subject that is called.
         payload: The encoded message.
-        headers: What travels with it.
-        deadline: When the answer is of no use any more, on the event loop's clock; infinite for events.
+        head: The headers that travel with it, as `meshkit.headers` has them.
+        started: When it was called, on the callee's side when it arrived; on the event loop's clock.
+        deadline: When the answer is of no use any more, on the same clock; infinite for events.
         handler: `service/instance` that handles the request; empty on the caller's side.
     """
 
     subject: str
     payload: bytes
-    headers: dict[str, str]
+    head: bytes
+    started: float
     deadline: float
     handler: str = ""
+    _trace: bytes | None = None
+
+    @property
+    def trace(self) -> bytes:
+        """The trace headers, and no others, as a head: what nested calls inherit."""
+        if self._trace is None:
+            self._trace = trace(self.head) if self.head else b""
+        return self._trace
 
 
 class Response(msgspec.Struct, gc=False):
@@ -44,11 +63,17 @@ class Response(msgspec.Struct, gc=False):
 
     Attributes:
         payload: The encoded reply.
-        headers: What travels with it, if anything.
+        head: The headers that travel with it, as `meshkit.headers` has them.
     """
 
     payload: bytes
-    headers: dict[str, str] | None = None
+    head: bytes = b""
+
+
+def trace(head: bytes) -> bytes:
+    """The trace headers of a head. Nothing else: `Nats-*` of one message must never reach another."""
+    found = {name: find(head, lower) or find(head, title) for name, lower, title in _TRACE}
+    return render({name: value for name, value in found.items() if value is not None})
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -57,31 +82,36 @@ Layer: TypeAlias = Callable[[Handler], Handler]
 # The request that the running task handles: its deadline bounds nested calls, its trace goes on in them.
 CURRENT: ContextVar[Request | None] = ContextVar("meshkit_request", default=None)
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
 
 class Context:
     """What a handler may know about the request it handles. Ask for it with a parameter of this type.
 
     Attributes:
         subject: The subject that was called, `{parameters}` filled in.
-        headers: The request's headers, names as the caller wrote them.
         deadline: When the caller stops waiting, on the event loop's clock, in seconds; infinite for events.
         instance: `service/instance` that this is.
         state: The value of the service's lifespan; None without one.
         mesh: For calls and events of the handler's own.
     """
 
-    __slots__ = ("_loop", "deadline", "headers", "instance", "mesh", "state", "subject")
+    __slots__ = ("_head", "_headers", "_loop", "deadline", "instance", "mesh", "state", "subject")
 
     def __init__(self, request: Request, mesh: "Mesh", state: Any) -> None:
         self.subject = request.subject
-        self.headers: Mapping[str, str] = request.headers or _NO_HEADERS
+        self._head = request.head
+        self._headers: Mapping[str, str] | None = None
         self.deadline = request.deadline
         self.instance = request.handler
         self.state = state
         self.mesh = mesh
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The request's headers, names as the caller wrote them."""
+        if self._headers is None:
+            self._headers = MappingProxyType(parse(self._head))
+        return self._headers
 
     @property
     def remaining(self) -> float:

@@ -6,12 +6,13 @@ A stack is built once per endpoint, or once per mesh on the caller's side, and h
 
 from collections.abc import Iterable
 
+from meshkit.deadlines import Deadlines
 from meshkit.layers import deadline
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.propagation import propagate
 from meshkit.layers.rescue import rescue
 from meshkit.layers.statistics import Statistics
-from meshkit.message import Handler, Layer
+from meshkit.message import Handler, Layer, Request
 
 
 def client_stack(send: Handler, *, caller: str | None) -> Handler:
@@ -31,12 +32,19 @@ def client_stack(send: Handler, *, caller: str | None) -> Handler:
     )
 
 
-def server_stack(handle: Handler, *, statistics: Statistics, bounds: Iterable[Concurrency]) -> Handler:
+def server_stack(
+    handle: Handler,
+    *,
+    statistics: Statistics,
+    deadlines: Deadlines[Request],
+    bounds: Iterable[Concurrency],
+) -> Handler:
     """The callee's side of calls, outermost first.
 
     Args:
         handle: Decodes the message, runs the user's function and encodes its result.
         statistics: Where requests are counted.
+        deadlines: Cancels the task that handles a request at the request's deadline.
         bounds: Bounds on concurrency, the widest last: the endpoint's own, then the service's.
     """
     return _stack(
@@ -44,7 +52,7 @@ def server_stack(handle: Handler, *, statistics: Statistics, bounds: Iterable[Co
         statistics.layer,
         # Refuses expired requests. Above concurrency, so that they take no slot, and that waiting for one
         # counts against the deadline.
-        deadline.enforce,
+        deadline.enforce(deadlines),
         # Admit, queue or refuse. An endpoint's bound is above the service's, so that what waits for a slow
         # endpoint takes none of the slots that the other endpoints share.
         *(bound.layer for bound in bounds),
@@ -55,18 +63,21 @@ def server_stack(handle: Handler, *, statistics: Statistics, bounds: Iterable[Co
     )
 
 
-def event_stack(handle: Handler, *, bound: Concurrency, timeout: float | None) -> Handler:
+def event_stack(
+    handle: Handler, *, deadlines: Deadlines[Request], bound: Concurrency, timeout: float | None
+) -> Handler:
     """The side of who listens to events, outermost first.
 
     Args:
         handle: Decodes the message and runs the user's function.
+        deadlines: Cancels the task that handles a request at the request's deadline.
         bound: The subscription's bound on concurrency; at 1 it keeps events in order.
         timeout: Seconds that handling one may take, if that is bounded.
     """
     return _stack(
         bound.layer,
         # Below concurrency, unlike for calls: nobody waits for an event, and its turn comes when it comes.
-        *([deadline.within(timeout)] if timeout is not None else []),
+        *([deadline.within(timeout, deadlines)] if timeout is not None else []),
         rescue,
         around=handle,
     )

@@ -4,6 +4,7 @@ A subject is tokens separated by dots (https://docs.nats.io/nats-concepts/subjec
 for one token, `>` for one or more at the end, and meshkit's `{name}` for one that is given to the handler.
 """
 
+import functools
 import keyword
 import re
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ def problem(subject: str, *, wildcards: bool = False) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=4096)
 def check(subject: str) -> str:
     """A subject to send to, as it is.
 

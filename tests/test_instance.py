@@ -18,6 +18,7 @@ from meshkit import (
     Service,
 )
 from meshkit.errors import from_headers
+from meshkit.headers import render
 
 # Bounds
 
@@ -95,7 +96,7 @@ async def test_discovery_and_health_answer_while_every_slot_is_busy(mesh):
         await until(lambda: service.running == 1)
         for subject in ("$SRV.PING.gated", "$SRV.INFO.gated", "$SRV.STATS.gated", "_MESH.health.gated"):
             started = time.perf_counter()
-            await mesh.transport.request(subject, b"", None, asyncio.get_running_loop().time() + 5)
+            await mesh.transport.request(subject, b"", b"", asyncio.get_running_loop().time() + 5)
             assert time.perf_counter() - started < 0.3
         service.gate.set()
         await asyncio.gather(*calls)
@@ -262,8 +263,10 @@ async def test_hostile_input_gets_an_error_and_the_service_goes_on(mesh):
 
 
 async def answered(mesh, subject, payload, headers=None):
-    message = await mesh.transport.request(subject, payload, headers, asyncio.get_running_loop().time() + 5)
-    return from_headers(message.headers or {})
+    message = await mesh.transport.request(
+        subject, payload, render(headers or {}), asyncio.get_running_loop().time() + 5
+    )
+    return from_headers(message.headers)
 
 
 async def test_a_flood_is_answered_and_bounded(mesh, caplog):
@@ -272,7 +275,7 @@ async def test_a_flood_is_answered_and_bounded(mesh, caplog):
     async with mesh.serve(service) as instance:
         calls = [asyncio.create_task(mesh.call("gated.wait", timeout=30)) for _ in range(1500)]
         await until(lambda: sum(call.done() for call in calls) == 1496)
-        assert len(instance._tasks) == 4
+        assert len(instance._running) == 4
         service.gate.set()
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(result == "done" for result in results) == 4

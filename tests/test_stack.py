@@ -6,6 +6,8 @@ import logging
 import pytest
 
 from meshkit import BadRequest, DeadlineExceeded, InternalError, Overloaded
+from meshkit.deadlines import Deadlines
+from meshkit.headers import parse
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
 from meshkit.message import Request, Response
@@ -13,17 +15,19 @@ from meshkit.stack import client_stack, server_stack
 
 
 def request(seconds=5.0):
-    return Request("x", b"", {}, asyncio.get_running_loop().time() + seconds)
+    now = asyncio.get_running_loop().time()
+    return Request("x", b"", b"", now, now + seconds)
 
 
 async def forever(_request):
     await asyncio.Event().wait()
 
 
-def server(handle, *, bounds=(), statistics=None):
+def server(handle, *, bounds=(), statistics=None, expire=id):
     return server_stack(
         handle,
         statistics=statistics or Statistics(),
+        deadlines=Deadlines(expire),
         bounds=bounds,
     )
 
@@ -54,7 +58,7 @@ async def test_expired_requests_take_no_slot():
 
 async def test_waiting_for_a_slot_counts_against_the_deadline(clock):
     bound = Concurrency(1, 1, "busy")
-    stack = server(forever, bounds=[bound])
+    stack = server(forever, bounds=[bound], expire=lambda _request: waiting.cancel())
     running = asyncio.create_task(stack(request(60)))
     waiting = asyncio.create_task(stack(request(1)))
     await clock.advance(1.1)
@@ -94,7 +98,7 @@ async def test_the_time_left_is_written_last(clock):
     sent = []
 
     async def send(outgoing):
-        sent.append(outgoing.headers)
+        sent.append(parse(outgoing.head))
         return Response(b"")
 
     outgoing = request(2.0)

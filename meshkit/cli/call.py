@@ -9,9 +9,9 @@ import msgspec
 
 from meshkit.cli.output import nats_option, print_json
 from meshkit.errors import BadReply
+from meshkit.headers import check as check_headers
 from meshkit.mesh import connect
 from meshkit.subject import check
-from meshkit.transport.headers import check as check_headers
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

@@ -103,6 +103,7 @@ def report(
 
 
 def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics) -> EndpointStats:
+    nanoseconds = int(counted.processing * 1e9)
     return EndpointStats(
         name=endpoint.name,
         subject=endpoint.pattern.wire,
@@ -110,7 +111,7 @@ def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics) -> EndpointSt
         num_requests=counted.requests,
         num_errors=counted.errors,
         last_error=counted.last_error,
-        processing_time=counted.processing,
-        average_processing_time=counted.processing // max(1, counted.requests),
+        processing_time=nanoseconds,
+        average_processing_time=nanoseconds // max(1, counted.requests),
         data={"in_flight": counted.in_flight},
     )

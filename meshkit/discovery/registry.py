@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -161,13 +162,13 @@ async def ping(transport: Transport, name: str = "") -> list[PingedInstance]:
 
 
 async def _round_trip(transport: Transport, subject: str) -> float | None:
-    loop = asyncio.get_running_loop()
-    before = loop.time()
+    deadline = asyncio.get_running_loop().time() + PING_SECONDS
+    before = time.perf_counter()  # uvloop's clock has milliseconds only
     try:
-        await transport.request(subject, b"", None, before + PING_SECONDS)
+        await transport.request(subject, b"", b"", deadline)
     except (NoResponders, DeadlineExceeded):
         return None
-    return (loop.time() - before) * 1000
+    return (time.perf_counter() - before) * 1000
 
 
 async def _ask(

@@ -3,37 +3,44 @@
 import asyncio
 import math
 
+from meshkit.deadlines import Deadlines
 from meshkit.errors import DeadlineExceeded
 from meshkit.message import TIMEOUT, Handler, Layer, Request, Response
+
+_LINE = f"\r\n{TIMEOUT}: %d".encode()
 
 
 def carry(following: Handler) -> Handler:
     """The caller's side: say how many milliseconds are left, and don't call when none are."""
+    loop = asyncio.get_running_loop()
 
     async def call(request: Request) -> Response:
-        left = request.deadline - asyncio.get_running_loop().time()
+        left = request.deadline - loop.time()
         if left <= 0:
             error = DeadlineExceeded("the deadline passed before the call was sent")
             error.executed = False
             raise error
-        request.headers[TIMEOUT] = str(math.ceil(left * 1000))
+        request.head += _LINE % math.ceil(left * 1000)
         return await following(request)
 
     return call
 
 
-def within(seconds: float) -> Layer:
+def within(seconds: float, deadlines: Deadlines[Request]) -> Layer:
     """Who listens to events: give each a deadline when its turn comes.
 
     Args:
         seconds: How long handling it may take.
+        deadlines: Cancels the task that handles a request at the request's deadline.
     """
+    loop = asyncio.get_running_loop()
 
     def layer(following: Handler) -> Handler:
-        enforced = enforce(following)
+        enforced = enforce(deadlines)(following)
 
         async def handle(request: Request) -> Response:
-            request.deadline = asyncio.get_running_loop().time() + seconds
+            request.started = loop.time()
+            request.deadline = request.started + seconds
             return await enforced(request)
 
         return handle
@@ -41,20 +48,29 @@ def within(seconds: float) -> Layer:
     return layer
 
 
-def enforce(following: Handler) -> Handler:
-    """The callee's side: refuse what has expired, cancel what takes too long."""
+def enforce(deadlines: Deadlines[Request]) -> Layer:
+    """The callee's side: refuse what has expired, cancel what takes too long.
 
-    async def handle(request: Request) -> Response:
-        if request.deadline <= asyncio.get_running_loop().time():
-            raise DeadlineExceeded("the deadline had passed when the call arrived")
-        limit = asyncio.timeout_at(request.deadline)
-        try:
-            async with limit:
+    Args:
+        deadlines: Cancels the task that handles a request at the request's deadline.
+    """
+
+    def layer(following: Handler) -> Handler:
+        async def handle(request: Request) -> Response:
+            if request.deadline <= request.started:
+                raise DeadlineExceeded("the deadline had passed when the call arrived")
+            slot = deadlines.add(request, request.deadline)
+            try:
                 return await following(request)
-        except TimeoutError:
-            # A handler may raise TimeoutError itself, for reasons of its own.
-            if limit.expired():
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                # It may also be the drain that has waited long enough, or both.
+                if request in slot or task is None or task.uncancel() > 0:
+                    raise
                 raise DeadlineExceeded("the handler was stopped at the deadline") from None
-            raise
+            finally:
+                slot.pop(request, None)
 
-    return handle
+        return handle
+
+    return layer

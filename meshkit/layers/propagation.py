@@ -1,9 +1,11 @@
 """What a nested call inherits: the trace (https://www.w3.org/TR/trace-context/); and who calls."""
 
+import re
+
+from meshkit.headers import line, parse, render
 from meshkit.message import CALLER, CURRENT, Handler, Layer, Request, Response
 
-# W3C's names in lower case; other clients may have written them in title case.
-_TRACE = tuple((name, name.title()) for name in ("traceparent", "tracestate", "baggage"))
+_INHERITED = re.compile(rb"\r\n(?:traceparent|tracestate|baggage|%b):" % CALLER.encode(), re.IGNORECASE)
 
 
 def propagate(caller: str | None) -> Layer:
@@ -12,15 +14,13 @@ def propagate(caller: str | None) -> Layer:
     Args:
         caller: `service/instance` that calls; None for a client that is no service.
     """
+    whose = b"" if caller is None else line(CALLER, caller)
 
     def layer(following: Handler) -> Handler:
         async def call(request: Request) -> Response:
-            headers = request.headers
-            if caller is not None:
-                headers[CALLER] = caller
             current = CURRENT.get()
-            if current is not None and current.headers:
-                trace(current.headers, headers)
+            inherited = whose if current is None else whose + current.trace
+            request.head = merge(inherited, request.head) if request.head else inherited
             return await following(request)
 
         return call
@@ -28,9 +28,10 @@ def propagate(caller: str | None) -> Layer:
     return layer
 
 
-def trace(source: dict[str, str], target: dict[str, str]) -> None:
-    """Copy the trace headers, and nothing else: `Nats-*` of one message must never reach another."""
-    for name, title in _TRACE:
-        value = source.get(name) or source.get(title)
-        if value is not None:
-            target.setdefault(name, value)
+def merge(inherited: bytes, given: bytes) -> bytes:
+    """Both heads in one: a trace that was given goes before that inherited, the caller is who it is."""
+    if not _INHERITED.search(given):
+        return given + inherited
+    headers, own = parse(given), parse(inherited)
+    caller = own.pop(CALLER, None)
+    return render(own | headers | ({} if caller is None else {CALLER: caller}))

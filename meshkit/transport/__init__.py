@@ -5,6 +5,8 @@ from typing import Protocol
 
 import msgspec
 
+from meshkit.headers import parse
+
 
 class Message(msgspec.Struct, gc=False):
     """What arrives.
@@ -13,13 +15,18 @@ class Message(msgspec.Struct, gc=False):
         subject: The subject that it was sent to.
         reply: Where an answer goes; empty if none is wanted.
         payload: The bytes.
-        headers: Header names as they were sent, to values; None if there are none.
+        head: The headers, as `meshkit.headers` has them.
     """
 
     subject: str
     reply: str
     payload: bytes
-    headers: dict[str, str] | None
+    head: bytes = b""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Header names as they were sent, to values."""
+        return parse(self.head)
 
 
 class Subscription(Protocol):
@@ -56,9 +63,7 @@ class Transport(Protocol):
         """The largest message that server takes, headers included, in bytes."""
         ...
 
-    async def request(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, deadline: float
-    ) -> Message:
+    async def request(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Message:
         """Send a message and wait for the first answer.
 
         Raises:
@@ -89,9 +94,7 @@ class Transport(Protocol):
         """
         ...
 
-    async def publish(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None = None, reply: str = ""
-    ) -> None:
+    async def publish(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send a message; returns when it is on its way to the server.
 
         Raises:

@@ -9,8 +9,8 @@ Each override names the defect of nats-py 2.16 that it mends; `tests/transport/t
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 from nats import errors
 from nats.aio.client import PING_PROTO, Client
@@ -18,9 +18,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from meshkit.transport import headers as wire
+from meshkit.headers import STATUS, VERSION, parse, render
 
 log = logging.getLogger("meshkit.transport")
+
+# Takes a message: subject, reply subject, head and payload. It must neither block nor raise.
+Deliver: TypeAlias = Callable[[bytes, bytes, bytes, bytes], None]
 
 
 class GuardedClient(Client):
@@ -37,6 +40,29 @@ class GuardedClient(Client):
         self._inbox = inbox.encode()
         self._tls_required = tls
         self._on_lost = on_lost
+
+    def send(self, subject: str, payload: bytes, head: bytes, reply: str) -> Awaitable[None] | None:
+        """Have a message written.
+
+        Args:
+            subject: Where to.
+            payload: What.
+            head: Its headers.
+            reply: Where an answer goes; empty if none is wanted.
+
+        Returns:
+            None if that is all, else what to await.
+        """
+        return self.publish(subject, payload, reply, parse(head) if head else None)
+
+    async def listen(self, subject: str, queue: str, deliver: Deliver) -> Subscription:
+        """Subscribe; in order of their arrival, messages are delivered without waiting for anything."""
+
+        async def take(msg: Msg) -> None:
+            # An exception or a cancellation in here would end the subscription: nothing is awaited.
+            deliver(msg.subject.encode(), msg.reply.encode(), _head(msg.headers), msg.data)
+
+        return await self.subscribe(subject, queue=queue, cb=take)
 
     async def _process_pong(self) -> None:
         # A PONG for a flush that was given up raised InvalidStateError and ended the read loop, for good and
@@ -125,7 +151,7 @@ class GuardedClient(Client):
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         # Malformed headers raised in the read loop and ended it; with fast-mail-parser installed every value
         # became a list.
-        return wire.parse(headers) if headers else None
+        return parse(headers[len(VERSION) :]) if headers else None
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -162,3 +188,10 @@ class GuardedClient(Client):
             log.error("nats-py stopped reconnecting; going on")
             self._reconnection_task = asyncio.get_running_loop().create_task(self._attempt_reconnect())
             self._watch_reconnect()
+
+
+def _head(headers: dict[str, str] | None) -> bytes:
+    if not headers:
+        return b""
+    status = headers.pop(STATUS, None)
+    return (b" " + status.encode() if status else b"") + render(headers)

@@ -4,7 +4,9 @@
 # pyright: reportUnknownMemberType=false
 
 import asyncio
+import itertools
 import logging
+import os
 import random
 import secrets
 import ssl
@@ -14,9 +16,10 @@ from typing import Any, TypeVar
 import anyio
 from nats import errors as nats_errors
 from nats.aio.client import Server
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from meshkit import headers
+from meshkit.deadlines import Deadlines
 from meshkit.errors import (
     BadRequest,
     ConnectionLost,
@@ -26,8 +29,7 @@ from meshkit.errors import (
     MeshError,
     NoResponders,
 )
-from meshkit.transport import Message
-from meshkit.transport import headers as wire
+from meshkit.transport import Message, fast
 from meshkit.transport.client import GuardedClient
 from meshkit.transport.options import Options, redacted
 
@@ -42,6 +44,9 @@ _PUBLISH_PATIENCE = 5.0
 _CLOSE_PATIENCE = 5.0
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.1, 2.0
 
+# Switches the fast path off, for who suspects it.
+FAST_PATH = "MESHKIT_FAST_PATH"
+
 
 class NatsTransport:
     """A connection to NATS on nats-py; the interface is `meshkit.transport.Transport`.
@@ -55,12 +60,17 @@ class NatsTransport:
         self._options = options
         self._name = name
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
-        self._client = GuardedClient(self._inbox, tls=options.tls is not None, on_lost=self._fail_all)
+        self._client = _client()(self._inbox, tls=options.tls is not None, on_lost=self._fail_all)
         self._loop = asyncio.get_running_loop()
         self._up = asyncio.Event()
+        # Bytes of payload and head that need no further look; less than none while there is no connection.
+        self._room = -1
         self._lost: asyncio.Future[None] = self._loop.create_future()
-        self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
-        self._token = 0
+        # Whoever gets a request knows its reply subject, and must not guess the next one from it.
+        self._tokens = itertools.chain.from_iterable(iter(_random_numbers, None))
+        self._token_at = len(self._inbox)
+        self._waiting: dict[bytes, tuple[str, asyncio.Future[Message]]] = {}
+        self._deadlines = Deadlines(_expire)
         self._denied: set[str] = set()
         self._dropped = 0
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
@@ -108,9 +118,13 @@ class NatsTransport:
                 await self.close()
             raise
         self._is_new = False
-        await self._client.subscribe(f"{self._inbox}*", cb=self._on_reply)
+        await self._client.listen(f"{self._inbox}*", "", self._on_reply)
         if self._client.is_connected:  # it may have broken already, and will be up when it is mended
-            self._up.set()
+            self._open()
+
+    def _open(self) -> None:
+        self._up.set()
+        self._room = self.max_payload - headers.FRAME
 
     def _unreachable(self, attempt: "asyncio.Task[None]", timeout: float) -> Disconnected:
         servers = ", ".join(map(redacted, self._options.urls))
@@ -144,7 +158,7 @@ class NatsTransport:
     async def _on_reconnected(self) -> None:
         self._reconnects = 0
         self._lost = self._loop.create_future()
-        self._up.set()
+        self._open()
         log.info("connected to NATS again at %s", self.server_url)
 
     async def _on_error(self, error: Exception) -> None:
@@ -176,6 +190,7 @@ class NatsTransport:
     def _fail_all(self) -> None:
         """The connection is broken: whoever waits for an answer cannot know whether it was executed."""
         self._up.clear()
+        self._room = -1
         if not self._lost.done():
             self._lost.set_result(None)
         waiting, self._waiting = self._waiting, {}
@@ -203,33 +218,35 @@ class NatsTransport:
 
     # Requests
 
-    async def request(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, deadline: float
-    ) -> Message:
+    async def request(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Message:
         """Send a message and wait for the first answer."""
-        self._check_size(subject, payload, headers)
-        await self._ready(deadline)
-        self._token += 1
-        # Whoever gets a request knows its reply subject, and must not guess the next one from it.
-        token = f"{self._token}{secrets.token_hex(4)}"
+        if len(payload) + len(head) > self._room or self._client.pending_data_size > _PENDING_LIMIT:
+            self._check_size(subject, payload, head)
+            await self._ready(deadline)
+        token = b"%x" % next(self._tokens)
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (subject, answer)
-        timer = self._loop.call_at(deadline, _expire, answer)
+        slot = self._deadlines.add(answer, deadline)
         try:
-            await self._client.publish(subject, payload, self._inbox + token, headers)  # pyright: ignore[reportArgumentType] # nats-py says dict[str, Any]
+            sending = self._client.send(subject, payload, head, self._inbox + token.decode())
+            if sending is not None:
+                await sending
             message = await answer
         finally:
-            timer.cancel()
+            slot.pop(answer, None)
             self._waiting.pop(token, None)
-        if message.headers and message.headers.get(wire.STATUS) == "503" and not message.payload:
+            del (
+                answer
+            )  # an error in it and this frame would keep each other until the garbage collector comes
+        if message.head.startswith(headers.NO_RESPONDERS) and not message.payload:
             raise NoResponders(f"no service listens on {subject!r}")
         return message
 
-    async def _on_reply(self, msg: Msg) -> None:
-        waiting = self._waiting.get(msg.subject[len(self._inbox) :])
+    def _on_reply(self, subject: bytes, _reply: bytes, head: bytes, payload: bytes) -> None:
+        waiting = self._waiting.get(subject[self._token_at :])
         # No entry: the caller has given up.
         if waiting is not None and not waiting[1].done():
-            waiting[1].set_result(Message(msg.subject, msg.reply, msg.data, msg.headers))
+            waiting[1].set_result(Message("", "", payload, head))
 
     async def gather(
         self, subject: str, payload: bytes = b"", *, timeout: float = 1.0, stall: float = 0.3
@@ -240,18 +257,18 @@ class NatsTransport:
         subscription = await self.subscribe(inbox, answers.put_nowait)
         # Among those who wait for an answer, to be told of a lost connection or a missing permission.
         failure: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[inbox] = (subject, failure)
+        self._waiting[inbox.encode()] = (subject, failure)
         gathered: list[Message] = []
         try:
             await self.publish(subject, payload, reply=inbox)
             while True:
                 message = await self._first(answers, failure, stall if gathered else timeout)
-                if message is None or (message.headers and wire.STATUS in message.headers):
+                if message is None or message.head.startswith(headers.NO_RESPONDERS):
                     return gathered
                 gathered.append(message)
         finally:
             failure.cancel()
-            self._waiting.pop(inbox, None)
+            self._waiting.pop(inbox.encode(), None)
             await subscription.close()
 
     async def _first(
@@ -270,17 +287,18 @@ class NatsTransport:
 
     # Publishing
 
-    async def publish(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None = None, reply: str = ""
-    ) -> None:
+    async def publish(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send a message; returns when it is on its way to the server."""
-        self._check_size(subject, payload, headers)
-        await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
-        await self._client.publish(subject, payload, reply, headers)  # pyright: ignore[reportArgumentType] # nats-py says dict[str, Any]
+        if len(payload) + len(head) > self._room or self._client.pending_data_size > _PENDING_LIMIT:
+            self._check_size(subject, payload, head)
+            await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
+        sending = self._client.send(subject, payload, head, reply)
+        if sending is not None:
+            await sending
 
-    def _check_size(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> None:
+    def _check_size(self, subject: str, payload: bytes, head: bytes) -> None:
         # nats-py forgets the headers, and for one message too large the server ends the connection.
-        size = len(payload) + (wire.size(headers) if headers else 0)
+        size = len(payload) + headers.size(head)
         if size > self.max_payload:
             raise BadRequest(
                 f"the message to {subject!r} is {size:,} bytes, the server takes {self.max_payload:,}; "
@@ -313,15 +331,15 @@ class NatsTransport:
     ) -> "Interest":
         """Have messages handed to a callback, which must neither block nor raise."""
 
-        async def deliver(msg: Msg) -> None:
-            # An exception or a cancellation in here would end the subscription: nothing is awaited.
+        def deliver(to: bytes, reply: bytes, head: bytes, payload: bytes) -> None:
             try:
-                callback(Message(msg.subject, msg.reply, msg.data, msg.headers))
+                callback(Message(to.decode(errors="replace"), reply.decode(errors="replace"), payload, head))
             except Exception:
-                log.exception("a message on %s was not handled", msg.subject)
+                # In here it would end the connection.
+                log.exception("a message on %s was not handled", subject)
 
         await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
-        return Interest(self, await self._client.subscribe(subject, queue=queue, cb=deliver))
+        return Interest(self, await self._client.listen(subject, queue, deliver))
 
     async def flush(self) -> None:
         """Wait until the server has processed everything that was sent."""
@@ -398,6 +416,21 @@ class Interest:
     async def close(self) -> None:
         """End the interest at once."""
         await self._transport.end(self._subscription, drain=False)
+
+
+def _client() -> type[GuardedClient]:
+    """The client to use: fast, or as it can be."""
+    if os.environ.get(FAST_PATH) == "off":
+        return GuardedClient
+    if fast.PROBLEM is not None:
+        log.warning("%s: going on by its public interface, which is slower", fast.PROBLEM)
+        return GuardedClient
+    return fast.FastClient
+
+
+def _random_numbers() -> memoryview:
+    """A thousand random numbers of 64 bits: one call of the system for each would cost more than all else."""
+    return memoryview(os.urandom(8192)).cast("Q")
 
 
 def _expire(answer: "asyncio.Future[Message]") -> None:

@@ -10,8 +10,8 @@ from meshkit.discovery.responder import Responder
 from meshkit.errors import NoResponders
 
 
-async def ask(transport, subject, payload=b"", headers=None):
-    return await transport.request(subject, payload, headers, asyncio.get_running_loop().time() + 2)
+async def ask(transport, subject, payload=b"", head=b""):
+    return await transport.request(subject, payload, head, asyncio.get_running_loop().time() + 2)
 
 
 async def test_nine_subjects_answer(transport, answering):
@@ -36,9 +36,9 @@ async def test_names_keep_their_case(transport, answering):
 async def test_payload_and_headers_of_a_request_have_no_effect(transport, answering):
     async with answering("rooms") as info:
         for verb in ("PING", "INFO", "STATS"):
-            reply = await ask(transport, f"$SRV.{verb}.rooms", b'{"x', {"Accept-Encoding": "snappy"})
+            reply = await ask(transport, f"$SRV.{verb}.rooms", b'{"x', b"\r\nAccept-Encoding: snappy")
             assert json.loads(reply.payload)["id"] == info.id
-            assert not reply.headers
+            assert not reply.head
 
 
 async def test_nothing_happens_to_a_request_that_wants_no_answer(transport, answering, caplog):

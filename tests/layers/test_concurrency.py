@@ -33,7 +33,7 @@ async def run(limit, backlog, steps):
             number = str(next(numbers))
             gates[number] = asyncio.Event()
             was_full = bound.running == limit and bound.waiting == backlog
-            task = tasks[number] = asyncio.create_task(call(Request(number, b"", {}, 0.0)))
+            task = tasks[number] = asyncio.create_task(call(Request(number, b"", b"", 0.0, 0.0)))
             await settle()
             refused = task.done() and isinstance(task.exception(), Overloaded)
             assert refused == was_full

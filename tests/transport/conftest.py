@@ -5,6 +5,9 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import trustme
+
+from meshkit.transport.server import EmbeddedServer
 
 
 class Proxy:
@@ -107,3 +110,26 @@ class Proxy:
 async def proxy(nats_server):
     async with Proxy(nats_server.port).running() as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    """A server that wants TLS and a client certificate."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name, certificate in (
+        ("server", authority.issue_cert("localhost", "127.0.0.1")),
+        ("client", authority.issue_cert("ann@example.org")),
+    ):
+        certificate.private_key_pem.write_to_path(folder / f"{name}.key")
+        for part in certificate.cert_chain_pems:
+            part.write_to_path(folder / f"{name}.pem", append=True)
+    trustme.CA().cert_pem.write_to_path(folder / "other.pem")
+    config = folder / "nats.conf"
+    config.write_text(
+        f'tls {{ cert_file: "{folder}/server.pem", key_file: "{folder}/server.key", '
+        f'ca_file: "{folder}/ca.pem", verify: true }}'
+    )
+    with EmbeddedServer(config=config) as server:
+        yield server, folder

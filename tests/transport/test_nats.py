@@ -9,8 +9,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-import trustme
-from support import until
+from support import gated, until
 
 from meshkit import (
     BadRequest,
@@ -221,29 +220,6 @@ async def test_credentials_file(tmp_path):
                 pass
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    """A server that wants TLS and a client certificate."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    for name, certificate in (
-        ("server", authority.issue_cert("localhost", "127.0.0.1")),
-        ("client", authority.issue_cert("ann@example.org")),
-    ):
-        certificate.private_key_pem.write_to_path(folder / f"{name}.key")
-        for part in certificate.cert_chain_pems:
-            part.write_to_path(folder / f"{name}.pem", append=True)
-    trustme.CA().cert_pem.write_to_path(folder / "other.pem")
-    config = folder / "nats.conf"
-    config.write_text(
-        f'tls {{ cert_file: "{folder}/server.pem", key_file: "{folder}/server.key", '
-        f'ca_file: "{folder}/ca.pem", verify: true }}'
-    )
-    with EmbeddedServer(config=config) as server:
-        yield server, folder
-
-
 async def test_tls_with_authority_and_client_certificate(tls):
     server, folder = tls
     url = f"tls://127.0.0.1:{server.port}"
@@ -266,6 +242,35 @@ async def test_no_client_certificate(tls):
     with pytest.raises(Disconnected):
         async with connect(f"tls://127.0.0.1:{server.port}", tls_ca=folder / "ca.pem"):
             pass
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")  # nats-py's way to call aiohttp
+async def test_websocket(tmp_path, unused_port):
+    """On nats-py's own way, through which the same calls, events and reconnects work."""
+    config = tmp_path / "nats.conf"
+    config.write_text(f"websocket {{ host: 127.0.0.1, port: {unused_port}, no_tls: true }}")
+    service = gated("rooms")
+
+    @service.endpoint()
+    async def echo(payload: bytes) -> bytes:
+        return payload
+
+    with EmbeddedServer(config=config) as server:
+        async with connect(f"ws://127.0.0.1:{unused_port}") as mesh:
+            async with mesh.serve(service):
+                for size in (0, 1, 500_000):
+                    assert await mesh.call(echo, b"x" * size) == b"x" * size
+                waiting = asyncio.create_task(mesh.call("rooms.wait", returns=str))
+                await until(lambda: service.running)
+                server.restart()
+                with pytest.raises(ConnectionLost):
+                    await waiting
+                await until(lambda: mesh.transport.is_connected)
+                service.gate.set()
+                calls = [mesh.call("rooms.wait", returns=str, headers={"A": "b"}) for _ in range(100)]
+                assert await asyncio.gather(*calls) == ["done"] * 100
+            with pytest.raises(NoResponders):
+                await mesh.call(echo)
 
 
 # Requests and publishing

@@ -1,0 +1,60 @@
+import gc
+import weakref
+
+import pytest
+
+from meshkit.deadlines import Deadlines
+
+SECONDS = (0.0, 0.001, 0.0999, 0.1, 0.15, 1.0, 1.05, 1.0500001, 5.0, 86_400.0)
+
+
+@pytest.fixture
+async def watched(clock):
+    """Deadlines, the time they begin at, and what happened when."""
+    happened = []
+    return Deadlines(lambda entry: happened.append((entry, clock.now()))), clock.now(), happened
+
+
+async def test_each_happens_at_its_own_time_in_order(clock, watched):
+    deadlines, begin, happened = watched
+    for seconds in reversed(SECONDS):
+        deadlines.add(seconds, begin + seconds)
+    await clock.advance(86_401)
+    assert [entry for entry, _ in happened] == list(SECONDS)
+    for entry, at in happened:
+        assert at - begin == pytest.approx(entry, abs=1e-4)
+
+
+async def test_what_is_taken_out_does_not_happen(clock, watched):
+    deadlines, begin, happened = watched
+    for seconds in SECONDS:
+        deadlines.add(f"out after {seconds}", begin + seconds).pop(f"out after {seconds}")
+    slot = deadlines.add("out late", begin + 1.05)
+    deadlines.add("in", begin + 1.05)
+    # Its slot has begun by then, and it has a timer of its own.
+    await clock.advance(1.04)
+    slot.pop("out late")
+    await clock.advance(86_400)
+    assert [entry for entry, _ in happened] == ["in"]
+
+
+async def test_a_slot_that_has_begun_takes_more(clock, watched):
+    deadlines, begin, happened = watched
+    deadlines.add("early", begin + 1.05)
+    await clock.advance(1.04)
+    deadlines.add("late", begin + 1.06)
+    await clock.advance(0.5)
+    assert [entry for entry, _ in happened] == ["early", "late"]
+
+
+async def test_what_is_taken_out_is_let_go(clock, watched):
+    class Answer:
+        pass
+
+    deadlines, begin, _ = watched
+    answer = Answer()
+    deadlines.add(answer, begin + 60).pop(answer)
+    gone = weakref.ref(answer)
+    del answer
+    gc.collect()
+    assert gone() is None
