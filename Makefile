@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed-
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)demo
@@ -10,17 +10,23 @@ demo: $(STAMP)demo
 
 test: $(STAMP)test
 	.venv/bin/python -m pytest
+	MESHKIT_FAST_PATH=off .venv/bin/python -m pytest --ignore tests/benchmarks
 
 check: $(STAMP)check
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
+# Every figure of docs/performance.md, in some three quarters of an hour; QUICK=1 only shows that it works.
+# In an environment of its own: nats-py loads aiohttp, say, where it is installed, and takes longer and more memory.
+bench: .venv-bench/suite/.installed
+	.venv-bench/suite/bin/python -m benchmarks $(if $(QUICK),--quick) --json benchmarks.json --plots benchmark-plots
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 $(STAMP)demo: .venv/bin/python pyproject.toml
-	.venv/bin/python -m pip install --quiet --editable '.[server,cli,reload]'
+	.venv/bin/python -m pip install --quiet --editable '.[server,cli,reload,uvloop]'
 	touch $@
 
 $(STAMP)test: .venv/bin/python pyproject.toml
@@ -31,5 +37,10 @@ $(STAMP)check: .venv/bin/python pyproject.toml
 	.venv/bin/python -m pip install --quiet --editable '.[check]'
 	touch $@
 
+.venv-bench/suite/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,93 @@
+"""meshkit, as its users write it; or with layers left out, to show what each costs.
+
+The load runs inside a handler of a service that was called with a trace, so that every call has what calls
+have in a mesh: the trace and its caller go on with it, and the time that is left.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import meshkit.instance
+from benchmarks.work import Answer, Ask, Call, Figures, answer, check, check_bytes, headers, loads
+from meshkit import Context, Mesh, Service, connect
+
+# Seconds; a load is one call.
+_LONG = 3600
+
+
+def leave_out(layers: Iterable[str]) -> None:
+    """Serve with these optional layers alone: meshkit itself has no way to turn them off."""
+    stack = meshkit.instance.server_stack
+    given: dict[str, Any] = {"statistics": SimpleNamespace(layer=lambda following: following), "bounds": ()}
+    dropped = {name: nothing for name, nothing in given.items() if name not in layers}
+    meshkit.instance.server_stack = lambda handle, **full: stack(handle, **(full | dropped))
+
+
+def secured(url: str, tls: dict[str, str] | None) -> Any:
+    """A connection."""
+    return connect(url, **{f"tls_{name}": file for name, file in (tls or {}).items()})
+
+
+@asynccontextmanager
+async def serve(
+    url: str,
+    *,
+    layers: list[str] | None = None,
+    nap: float = 0,
+    payload: int = 0,
+    tls: dict[str, str] | None = None,
+) -> AsyncIterator[None]:
+    """The echo, with all layers or with some."""
+    service = Service("bench")
+
+    async def echo(ask: Ask) -> Answer:
+        if nap:
+            await asyncio.sleep(nap)
+        return answer(ask)
+
+    async def echo_bytes(content: bytes) -> bytes:
+        return content
+
+    service.endpoint("bench.echo")(echo_bytes if payload else echo)
+    if layers is not None:
+        leave_out(layers)
+    async with secured(url, tls) as mesh, mesh.serve(service):
+        yield
+
+
+@asynccontextmanager
+async def call(
+    url: str, *, payload: int = 0, tls: dict[str, str] | None = None
+) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
+    """The loads, each within a call of a service of its own."""
+    driver = Service("driver")
+
+    @driver.endpoint("drive.{load}", timeout=_LONG)
+    async def drive(arguments: dict[str, Any], load: str, ctx: Context) -> Figures:
+        return await loads(caller(ctx.mesh, payload))[load](**arguments)
+
+    async with secured(url, tls) as mesh, mesh.serve(driver):
+
+        async def command(load: str, **arguments: Any) -> Figures:
+            trace = {"traceparent": headers(1)["traceparent"]}
+            return await mesh.call(drive.at(load=load), arguments, headers=trace)
+
+        yield {load: partial(command, load) for load in ("sequential", "concurrent", "paced")}
+
+
+def caller(mesh: Mesh, payload: int) -> Call:
+    """What makes one call."""
+    content = bytes(payload)
+
+    async def call(n: int) -> None:
+        got = await mesh.call("bench.echo", Ask("world", n), returns=Answer)
+        check(got.n, n)
+
+    async def call_bytes(_: int) -> None:
+        check_bytes(await mesh.call("bench.echo", content, returns=bytes), content)
+
+    return call_bytes if payload else call
