@@ -576,7 +576,7 @@ async def test_an_event_passes_the_trace_on(nats_server):
 
 
 async def test_calls_leave_nothing_to_the_garbage_collector(mesh):
-    """However they end: what refers to itself stays in memory until the collector comes, and makes it come."""
+    """However they end: what refers to itself stays in memory until the collector comes."""
 
     async def late():
         with pytest.raises(DeadlineExceeded):

@@ -235,9 +235,7 @@ class NatsTransport:
         finally:
             slot.pop(answer, None)
             self._waiting.pop(token, None)
-            del (
-                answer
-            )  # an error in it and this frame would keep each other until the garbage collector comes
+            del answer  # an error in it and this frame would keep each other alive
         if message.head.startswith(headers.NO_RESPONDERS) and not message.payload:
             raise NoResponders(f"no service listens on {subject!r}")
         return message
