@@ -1,14 +1,15 @@
-"""The benchmark suite: `python -m benchmarks`. Exits with 1 if a full run misses a bound."""
+"""The benchmark suite: `python -m benchmarks`. Exits with 1 if a part fails or a full run misses a bound."""
 
 import argparse
 import importlib
 import importlib.util
-import signal
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
-from benchmarks import report
+from benchmarks import command, report
 from benchmarks.field import CONTENDERS
 from benchmarks.report import Settings
 
@@ -20,14 +21,22 @@ def several(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
+def number_of_rounds(text: str) -> int:
+    """One at least."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="far less, on uvloop, in two minutes")
     parser.add_argument("--loop", type=several, metavar="LOOPS", help="asyncio,uvloop: one or both")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds; 5, and 2 if quick")
-    parser.add_argument("--only", type=several, default=(), metavar="PEERS", help="peers to measure, by name")
+    parser.add_argument("--rounds", type=number_of_rounds, metavar="N", help="rounds; 5, and 2 if quick")
+    peers = f"of the part peers: {', '.join(CONTENDERS)}"
+    parser.add_argument("--only", type=several, default=(), metavar="PEERS", help=peers)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every figure")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="where to write the tables for a page")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="where to write plots, as SVG")
@@ -39,13 +48,37 @@ def arguments() -> argparse.Namespace:
     ):
         if unknown := set(names) - set(known):
             parser.error(f"{', '.join(unknown)}: no such {what}; there are {', '.join(known)}")
+    # Now, not after three quarters of an hour.
+    for file in filter(None, (given.json, given.markdown)):
+        if file.is_dir() or not file.parent.is_dir():
+            parser.error(f"{file}: not a file that can be written")
+    if given.plots:
+        if not importlib.util.find_spec("matplotlib"):
+            parser.error("--plots needs matplotlib: pip install 'meshkit[bench]'")
+        try:
+            given.plots.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"{given.plots}: {error.strerror}")
     return given
+
+
+def measure(name: str, settings: Settings) -> dict[str, Any]:
+    """A part; one that fails does not keep the others from being measured."""
+    started = time.monotonic()
+    try:
+        part = importlib.import_module(f"benchmarks.{name}").measure(settings)
+    except Exception as error:  # noqa: BLE001 # whatever it is
+        traceback.print_exc()
+        part = {"tables": [], "failed": f"{type(error).__name__}: {error}"}
+    for table in report.tables(part):
+        print(report.text(table))
+    print(f"\n{name}: {time.monotonic() - started:.0f} s", flush=True)
+    return part
 
 
 def main() -> None:
     """Run parts, one after the other."""
     given = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no proxy is left behind
     loops = given.loop or (("uvloop",) if given.quick else ("asyncio", "uvloop"))
     settings = Settings(given.quick, loops, given.rounds or (2 if given.quick else 5), given.only)
     about = {"machine": report.machine(), "versions": report.versions()}
@@ -54,14 +87,8 @@ def main() -> None:
         print("aiohttp is installed here: nats-py loads it, in meshkit too. `make bench` runs without.")
     if settings.quick:
         print("A quick run: few calls, few rounds, some peers; its figures are for nobody else.")
-    measured = {}
-    for name in given.parts or PARTS:
-        started = time.monotonic()
-        measured[name] = importlib.import_module(f"benchmarks.{name}").measure(settings)
-        for table in report.tables(measured[name]):
-            print(report.text(table))
-        print(f"\n{name}: {time.monotonic() - started:.0f} s", flush=True)
-    plots = {name: part.pop("plots", []) for name, part in measured.items()}
+    measured = {name: measure(name, settings) for name in given.parts or PARTS}
+    plots = [plot for part in measured.values() for plot in part.pop("plots", [])]
     if given.json:
         report.write(given.json, settings=settings, about=about, parts=measured)
     if given.markdown:
@@ -70,12 +97,14 @@ def main() -> None:
     if given.plots:
         from benchmarks.plots import draw  # matplotlib takes a second to import
 
-        given.plots.mkdir(parents=True, exist_ok=True)
-        for plot in (plot for part in plots.values() for plot in part):
-            draw(plot, given.plots)
+        for plot in plots:
+            if plot.get("series") or plot.get("bars"):  # who should be in it may be missing
+                draw(plot, given.plots)
+    if failed := [name for name, part in measured.items() if "failed" in part]:
+        sys.exit(f"failed: {', '.join(failed)}")
     if any(part.get("missed") for part in measured.values()):
         sys.exit("a bound is missed")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

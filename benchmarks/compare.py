@@ -1,13 +1,16 @@
 """What changed between two runs of the suite: `python -m benchmarks.compare A.json B.json`.
 
-Each figure that both have, the largest change first. A change is marked if it is larger than what the rounds
-of one run differ by; that of a figure that was taken once, if it is larger than what they usually do.
+Each figure that both have: what is marked first, and of that the largest change first. A change is marked if
+it is larger than what the rounds of one run differ by; that of a figure that was taken once, if it is larger
+than what they usually do.
 """
 
 import argparse
 import json
 import math
+import signal
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +85,7 @@ def figures(run: dict[str, Any]) -> Iterator[tuple[Key, list[float]]]:
                 label = ", ".join(shown(cell) for cell in row[:first] if cell != "")
                 for column, cell in zip(table["columns"][first:], row[first:], strict=True):
                     rounds = cell["rounds"] if isinstance(cell, dict) else [cell]
-                    if all(isinstance(number, int | float) and not math.isnan(number) for number in rounds):
+                    if rounds and all(isinstance(number, int | float) for number in rounds):
                         yield (name, table["title"], label, column), rounds
 
 
@@ -103,8 +106,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Table]:
     differing = [name for name in {**told[0], **told[1]} if told[0].get(name) != told[1].get(name)]
     of_before, of_after = dict(figures(before)), dict(figures(after))
     changes = [Change(key, rounds, of_after[key]) for key, rounds in of_before.items() if key in of_after]
-    changes.sort(key=lambda change: change.size, reverse=True)
     usual = statistics.median([c.spread for c in changes if c.spread is not None] or [math.inf])
+    changes.sort(key=lambda change: (not change.judgement(usual), -change.size))
     only = len(of_before.keys() - of_after.keys()), len(of_after.keys() - of_before.keys())
     return [
         {
@@ -121,14 +124,26 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Table]:
     ]
 
 
+def read(file: Path) -> dict[str, Any]:
+    """The run in a file."""
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        dict(figures(run))
+    except OSError as error:
+        sys.exit(f"{file}: {error.strerror}")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        sys.exit(f"{file} is no run of the suite, as `python -m benchmarks --json FILE` writes them")
+    return run
+
+
 def main() -> None:
     """Compare two files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("a", type=Path, metavar="A.json", help="the run before")
     parser.add_argument("b", type=Path, metavar="B.json", help="the run after")
     given = parser.parse_args()
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in (given.a, given.b)]
-    for table in compare(*runs):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
+    for table in compare(read(given.a), read(given.b)):
         print(text(table))
 
 

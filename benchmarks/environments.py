@@ -1,7 +1,7 @@
 """Environments of the suite's own, one for each peer: what one of them brings must not weigh on another.
 
 meshkit and bare nats-py run in that of the suite itself, which `make bench` makes beside them. The others are
-made in `.venv-bench` when they are missing, and made anew when what they need has changed.
+made in `.venv-bench` when they are missing, and made anew when what they need has changed, or Python has.
 """
 
 import fcntl
@@ -101,7 +101,7 @@ def _made(directory: Path, wanted: list[str] | dict[str, str]) -> Iterator[bool]
     lock = os.open(HERE, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        text = json.dumps(wanted)
+        text = json.dumps([sys.version, wanted])  # the peers run on the same Python
         missing = not stamp.exists() or stamp.read_text(encoding="utf-8") != text
         yield missing
         if missing:
@@ -122,8 +122,12 @@ def _file(interpreter: Path, name: str) -> Path:
 
 
 def _run(*command: str | Path, where: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)  # noqa: S603 # ours
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)  # noqa: S603 # ours
+    except OSError as error:
+        raise Missing(str(error)) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise Missing(said[-1] if said else f"{command[0]} ended with {done.returncode}")
+        why = said[-1] if said else f"{command[0]} ended with {done.returncode}"
+        raise Missing(f"it could not be installed; is there a network? {why}")
     return done.stdout

@@ -19,7 +19,7 @@ import nats
 from nats.aio.msg import Msg
 
 from benchmarks.report import Settings, figure
-from benchmarks.stage import Nats, Process, nats_server, processor_time
+from benchmarks.stage import Nats, Process, nats_server, spending
 from benchmarks.work import Ask
 from meshkit import Service, connect
 
@@ -285,10 +285,9 @@ def start(stack: ExitStack, role: str, server: Nats, loop: str, **settings: int)
 
 def run(publisher: Process, command: str, count: int, pids: list[int], subscribers: int = 1) -> list[float]:
     """Events a second that were received (or published), and the microseconds of each process for one."""
-    before = [processor_time(pid) for pid in pids]
-    rate = publisher.ask(command, count=count) * subscribers
-    spent = [processor_time(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
-    return [rate, *(seconds / (count * subscribers) * 1e6 for seconds in spent)]
+    with spending({str(pid): [pid] for pid in pids}) as spent:
+        rate = publisher.ask(command, count=count) * subscribers
+    return [rate, *(seconds / (count * subscribers) * 1e6 for seconds in spent.values())]
 
 
 def compared(rounds: int, runs: dict[str, Callable[[], list[float]]]) -> list[list[Any]]:

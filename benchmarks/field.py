@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import environments
+from benchmarks.environments import Missing
 from benchmarks.proxies import envoys, free_port
-from benchmarks.stage import Child, Process, certificates, nats_server, processor_time
+from benchmarks.stage import Child, Process, certificates, nats_server, spending
 from benchmarks.work import Figures
 
 _HERE = Path(__file__).parent / "contenders"
@@ -91,10 +92,8 @@ class Staged(NamedTuple):
 
     def load(self, command: str, **arguments: Any) -> Figures:
         """Put a load on it; `processor` becomes the microseconds a call of each, and of all together."""
-        watched = {"server": [self.server.pid], **self.between}
-        before = {what: sum(map(processor_time, pids)) for what, pids in watched.items()}
-        figures = self.client.ask(command, **arguments)
-        spent = {what: sum(map(processor_time, pids)) - before[what] for what, pids in watched.items()}
+        with spending({"server": [self.server.pid], **self.between}) as spent:
+            figures = self.client.ask(command, **arguments)
         each = {"client": figures["processor"]}
         each |= {what: seconds / figures["calls"] * 1e6 for what, seconds in spent.items()}
         return {**figures, "processor": {**each, "total": sum(each.values())}}
@@ -130,6 +129,16 @@ def staged(name: str, loop: str, *, nap: float = 0, **settings: Any) -> Iterator
                 where["port"], between["proxies"] = stack.enter_context(in_front)
         client = _process(contender, "call", loop, {**where, **contender.client, **settings})
         yield Staged(stack.enter_context(client), server, between)
+
+
+# Who has no figures, on which loop: what to call it, and why.
+Absent = dict[tuple[str, str], tuple[str, str]]
+
+
+def absence(error: Exception) -> tuple[str, str]:
+    """What to call it that a contender has no figures, and why, in a line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "missing" if isinstance(error, Missing) else "failed", lines[-1]
 
 
 def _process(contender: Contender, role: str, loop: str, settings: dict[str, Any]) -> Child:

@@ -7,8 +7,7 @@ cannot keep up shows how far they fall behind, and how many calls had to be drop
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.environments import Missing
-from benchmarks.field import CONTENDERS, Staged, staged
+from benchmarks.field import CONTENDERS, Absent, Staged, absence, staged
 from benchmarks.report import Settings, Table, figure
 from benchmarks.work import LATE, OUTSTANDING
 
@@ -95,53 +94,57 @@ def table(
 ) -> Table:
     """A row for each loop, size and contender, the first of whom the others are compared with in a column."""
     base = names[0]
-    missing: dict[tuple[str, str], str] = {}
+    absent: Absent = {}
     rows: list[list[Any]] = []
     columns: list[str] = []
     for loop in settings.loops:
         for size in sizes[::2] if settings.quick else sizes:
             repeat = range(1 if settings.quick else settings.rounds)
-            rounds = [once(names, loop, size, one, missing) for _ in repeat]
-            columns = list(rounds[0][base])
+            # In one order and then in the other: what the machine does meanwhile is not always the same.
+            rounds = [once(names[:: -1 if n % 2 else 1], loop, size, one, absent) for n in repeat]
             for name in names:
                 who = CONTENDERS[name].title
-                if (name, loop) in missing:
-                    rows.append([loop, size, f"{who}: missing", *[None] * (len(columns) + 1)])
+                if (name, loop) in absent:
+                    rows.append([loop, size, f"{who}: {absent[name, loop][0]}"])
                     continue
+                columns = list(rounds[0][name])
                 cells = [figure(each[name][column] for each in rounds) for column in columns]
-                ratio = figure(each[name][compared] / each[base][compared] for each in rounds)
-                rows.append([loop, size, who, *cells, ratio])
+                ratios = [
+                    each[name][compared] / each[base][compared]
+                    for each in rounds
+                    if (base, loop) not in absent
+                ]
+                rows.append([loop, size, who, *cells, figure(ratios) if ratios else None])
+    heads = ["loop", axis, "contender", *columns, f"{compared}, ratio"]
     return {
         "title": title,
-        "columns": ["loop", axis, "contender", *columns, f"{compared}, ratio"],
-        "rows": rows,
+        "columns": heads,
+        "rows": [[*row, *[None] * (len(heads) - len(row))] for row in rows],
         "notes": [
-            f"{CONTENDERS[name].title}, {loop}: missing: {why}" for (name, loop), why in missing.items()
+            f"{CONTENDERS[name].title}, {loop}: {how}: {why}" for (name, loop), (how, why) in absent.items()
         ],
     }
 
 
-def once(
-    names: tuple[str, ...], loop: str, size: int, one: Measure, missing: dict[tuple[str, str], str]
-) -> dict[str, Columns]:
+def once(names: tuple[str, ...], loop: str, size: int, one: Measure, absent: Absent) -> dict[str, Columns]:
     """A round of all contenders at one size; who fails is left out from then on."""
     measured: dict[str, Columns] = {}
     for name in names:
-        if (name, loop) not in missing:
+        if (name, loop) not in absent:
             try:
                 measured[name] = one(name, loop, size)
-            except (Missing, RuntimeError) as error:
-                missing[name, loop] = str(error).strip()
+            except Exception as error:  # noqa: BLE001 # whatever it is, the others go on
+                absent[name, loop] = absence(error)
     return measured
 
 
 def plot(table: Table, loop: str, column: str) -> dict[str, Any]:
     """A column of a table, on one loop, as a line for each contender."""
-    at = table["columns"].index(column)
     series: dict[str, list[list[float]]] = {}
     for row in table["rows"]:
-        if row[0] == loop and isinstance(row[at], dict):
-            series.setdefault(row[2], []).append([row[1], row[at]["median"]])
+        cell = dict(zip(table["columns"], row, strict=True)).get(column)
+        if row[0] == loop and cell and cell["median"] is not None:
+            series.setdefault(row[2], []).append([row[1], cell["median"]])
     return {
         "title": f"{table['title']}: {column}, {loop}",
         "x": table["columns"][1],

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import bounds
-from benchmarks.environments import Missing
-from benchmarks.field import CONTENDERS, staged
+from benchmarks.field import CONTENDERS, Absent, absence, staged
 from benchmarks.report import Settings, figure
 from benchmarks.stage import memory
 
@@ -26,7 +25,10 @@ WAITING = (
     *("nats_py_headers", "nats_py_tasks", "faststream", "faststream_64"),
     *("grpc_aio", "aiohttp_direct", "meshkit"),
 )
-QUICK = ("nats_py", "nats_py_headers", "faststream", "grpc_envoy", "wire_headers", "meshkit_bare", "meshkit")
+QUICK = (
+    *("nats_py", "nats_py_headers", "nats_py_headers_there", "faststream", "grpc_envoy"),
+    *("wire_headers", "meshkit_bare", "meshkit"),
+)
 BASES = {"/ no headers": "nats_py", "/ three headers": "nats_py_headers"}
 
 # Of each contender and loop, what came of each round.
@@ -36,21 +38,21 @@ Measured = dict[tuple[str, str], dict[str, list[float]]]
 def measure(settings: Settings) -> dict[str, Any]:
     """All of it."""
     measured: Measured = defaultdict(lambda: defaultdict(list))
-    missing: dict[tuple[str, str], str] = {}
-    turns = [(name, loop, run) for name, run in _turns(settings) for loop in _loops(name, settings)]
+    absent: Absent = {}
+    # A loop after the other: what is compared has its turns close together.
+    turns = [(name, loop, run) for loop in (*settings.loops, "node") for name, run in _turns(settings, loop)]
     for number in range(settings.rounds):
         print(f"peers: round {number + 1} of {settings.rounds}", file=sys.stderr)
         for name, loop, run in turns if number % 2 == 0 else reversed(turns):
-            if (name, loop) in missing:
+            if (name, loop) in absent:
                 continue
-            into = measured[name, loop]
             try:
-                run(into, name, loop, settings)
-            except (Missing, RuntimeError) as error:
-                missing[name, loop] = str(error).strip().splitlines()[-1]
+                run(measured[name, loop], name, loop, settings)
+            except Exception as error:  # noqa: BLE001 # whatever it is, the others go on
+                absent[name, loop] = absence(error)
                 print(f"{CONTENDERS[name].title}, {loop}: {error}", file=sys.stderr)
     judged = bounds.judge(measured, settings)
-    tables = [_calls(measured, missing), _processor(measured), _memory(measured), _waiting(measured)]
+    tables = [_calls(measured, absent), _processor(measured), _memory(measured), _waiting(measured)]
     return {
         "tables": [*tables, judged],
         "plots": [plot for loop in settings.loops for plot in _plots(measured, loop)],
@@ -61,17 +63,14 @@ def measure(settings: Settings) -> dict[str, Any]:
 _Run = Callable[[dict[str, list[float]], str, str, Settings], None]
 
 
-def _turns(settings: Settings) -> list[tuple[str, _Run]]:
-    """Who does what in a round."""
-    chosen = settings.only or (QUICK if settings.quick else tuple(CONTENDERS))
-    working = [(name, _work) for name in CONTENDERS if name in chosen]
-    waiting = [(name, _wait) for name in CONTENDERS if name in chosen and name in WAITING]
+def _turns(settings: Settings, loop: str) -> list[tuple[str, _Run]]:
+    """Who does what on a loop in a round; Node's is its own."""
+    asked = settings.only or (QUICK if settings.quick else CONTENDERS)
+    chosen = [name for name in CONTENDERS if name in asked and (name == "node_services") == (loop == "node")]
+    working = [(name, _work) for name in chosen]
+    waiting = [(name, _wait) for name in chosen if name in WAITING]
     together = [(name, _together) for name in chosen if name == "meshkit"]
     return [*working, *waiting, *together]
-
-
-def _loops(name: str, settings: Settings) -> tuple[str, ...]:
-    return ("node",) if name == "node_services" else settings.loops
 
 
 def _work(into: dict[str, list[float]], name: str, loop: str, settings: Settings) -> None:
@@ -146,7 +145,7 @@ def _keys(measured: Measured, what: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda key: (key[1], order.index(key[0])))
 
 
-def _calls(measured: Measured, missing: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _calls(measured: Measured, absent: Absent) -> dict[str, Any]:
     keys = _keys(measured, "rate")
     rows = [
         [
@@ -159,8 +158,11 @@ def _calls(measured: Measured, missing: dict[tuple[str, str], str]) -> dict[str,
         ]
         for key in keys
     ]
-    absent = [key for key in missing if key not in keys]
-    rows += [[loop, f"{CONTENDERS[name].title}: missing", *[None] * 10] for name, loop in absent]
+    rows += [
+        [loop, f"{CONTENDERS[name].title}: {how}", *[None] * 10]
+        for (name, loop), (how, _) in absent.items()
+        if (name, loop) not in keys
+    ]
     return {
         "title": f"Calls, {IN_FLIGHT} in flight and one after the other",
         "columns": [
@@ -172,11 +174,15 @@ def _calls(measured: Measured, missing: dict[tuple[str, str], str]) -> dict[str,
             "Ratios are to bare nats-py without headers and with three, there and back; Node's to uvloop's.",
             "The spread is between the slowest and the fastest round, to their median.",
             "meshkit's calls carry three headers (trace, caller, time left), its replies none.",
-            "A bare callback handles one message at a time; meshkit and gRPC handle them side by side.",
-            "The calls of meshkit are made within a handler, as those of a service are.",
+            "A bare callback takes one message at a time; meshkit, gRPC and aiohttp take them side by side.",
+            "The calls of meshkit are made in a handler, as a service makes them, but all in one call of it.",
+            "So it reads the trace that it passes on only once; the others write another for each call.",
             "An Envoy here is the cheapest there is: one worker, one route, no log, no tracing, no policy.",
             "FastStream logs nothing here; by default it writes a line for each message.",
-            *(f"{CONTENDERS[name].title}, {loop}: missing: {why}" for (name, loop), why in missing.items()),
+            *(
+                f"{CONTENDERS[name].title}, {loop}: {how}: {why}"
+                for (name, loop), (how, why) in absent.items()
+            ),
         ],
     }
 

@@ -23,7 +23,10 @@ _OURS, _OTHERS = "#c2410c", "#64748b"
 
 
 def draw(plot: dict[str, Any], directory: Path) -> Path:
-    """Draw one and give its file: `title`, `x`, `y` and `series` of points, or `title`, `x` and `bars`."""
+    """Draw one and give its file: `title`, `x`, `y` and `series` of points, or `title`, `x` and `bars`.
+
+    There must be something to draw.
+    """
     canvas = Figure(figsize=(8, 4.5), layout="constrained")
     axes = canvas.subplots()
     axes.set_title(plot["title"])

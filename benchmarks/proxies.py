@@ -36,9 +36,9 @@ def envoys(port: int, *, http2: bool, tls: Certificates | None = None) -> Iterat
         _envoy(_sidecar(middle, port, http2=http2, listen_tls=tls)) as beside_server,
         _envoy(_sidecar(front, middle, http2=http2, connect_tls=tls)) as beside_client,
     ):
-        for one in (middle, front):
-            _wait(one)
-        yield front, [beside_server, beside_client]
+        _wait(beside_server, middle)
+        _wait(beside_client, front)
+        yield front, [beside_server.pid, beside_client.pid]
 
 
 def _sidecar(
@@ -103,24 +103,26 @@ def _secure(context: dict[str, Any], files: Certificates) -> dict[str, Any]:
 
 
 @contextmanager
-def _envoy(configuration: dict[str, Any]) -> Iterator[int]:
+def _envoy(configuration: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     command = [environments.envoy(), "--config-yaml", json.dumps(configuration), "--concurrency", "1"]
     command += ["--disable-hot-restart", "--log-level", "error"]
     with subprocess.Popen(command) as process:  # noqa: S603 # ours
         try:
-            yield process.pid
+            yield process
         finally:
             process.kill()
 
 
-def _wait(port: int) -> None:
+def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     give_up = time.monotonic() + _READY
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            if time.monotonic() > give_up:
-                raise
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(
+                    f"Envoy does not listen on port {port}; its standard error says why"
+                ) from None
             time.sleep(0.01)
         else:
             return

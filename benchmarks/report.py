@@ -6,9 +6,12 @@ taken in several rounds, which is shown as their median.
 
 import importlib.util
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import environments
+from benchmarks.stage import ROOT
 from meshkit.transport.server import EmbeddedServer
 
 Table = dict[str, Any]
@@ -30,7 +34,7 @@ class Settings(NamedTuple):
         quick: Far less of everything, to see that it works; no figure for others.
         loops: asyncio, uvloop or both.
         rounds: How often.
-        only: Peers to measure; all of them if it is empty.
+        only: Contenders of the part peers; all of them if it is empty.
     """
 
     quick: bool
@@ -40,20 +44,20 @@ class Settings(NamedTuple):
 
 
 def figure(values: Iterable[float]) -> Figure:
-    """Of several rounds."""
-    rounds = list(values)
-    return {"median": statistics.median(rounds), "rounds": rounds}
+    """Of several rounds; None for what is no number, as the latency of calls that all failed."""
+    rounds = [None if math.isnan(value) else value for value in values]
+    return {"median": None if None in rounds else statistics.median(rounds), "rounds": rounds}
 
 
 def tables(part: dict[str, Any]) -> list[Table]:
     """The tables of what a part gave."""
-    return part.get("tables") or [part]
+    return part.get("tables", [part])
 
 
 def shown(cell: Any) -> str:
     """A cell as text, with as many digits as say something."""
     value = cell["median"] if isinstance(cell, dict) else cell
-    if value is None or value != value:  # noqa: PLR0124 # not a number
+    if value is None:
         return "-"
     if isinstance(value, float):
         size = abs(value)
@@ -106,12 +110,22 @@ def versions() -> dict[str, Any]:
     """What was measured."""
     ours = ("meshkit", "nats-py", "msgspec", "anyio", "uvloop")
     return {
+        "commit": _commit(),
         "CPython": sys.version.split()[0],
         "nats-server": EmbeddedServer().version,
         **{name: version(name) for name in ours},
         "aiohttp beside them": importlib.util.find_spec("aiohttp") is not None,
         "environments": environments.versions(),
     }
+
+
+def _commit() -> str | None:
+    """The state of the repository, if it is one and git is there to ask."""
+    if not (git := shutil.which("git")):
+        return None
+    command = [git, "describe", "--always", "--dirty"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 # git
+    return said.stdout.strip() or None
 
 
 def write(file: Path, *, settings: Settings, about: dict[str, Any], parts: dict[str, Any]) -> None:

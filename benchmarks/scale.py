@@ -3,13 +3,13 @@
 meshkit alone, with everything on. Rounds go through all sizes, with new processes and a new nats-server each.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from benchmarks.report import Settings, Table, figure
 from benchmarks.scale_roles import AT_A_TIME, IN_FLIGHT, NAP
-from benchmarks.stage import Nats, Process, memory, nats_server, processor_time
+from benchmarks.stage import Nats, Process, memory, nats_server, spending
 
 INSTANCES = (1, 2, 4, 8)
 ENDPOINTS = (1, 10, 100, 1_000)
@@ -73,15 +73,6 @@ def measure(settings: Settings) -> dict[str, Any]:
 def start(stack: ExitStack, role: str, loop: str, server: Nats, **settings: int) -> Process:
     """A process of ours."""
     return stack.enter_context(Process("benchmarks.scale_roles", role, loop=loop, url=server.url, **settings))
-
-
-@contextmanager
-def spending(watched: dict[str, list[int]]) -> Iterator[dict[str, float]]:
-    """Seconds of processor time that processes spend in the block."""
-    before = {who: sum(map(processor_time, pids)) for who, pids in watched.items()}
-    spent: dict[str, float] = {}
-    yield spent
-    spent |= {who: sum(map(processor_time, pids)) - before[who] for who, pids in watched.items()}
 
 
 def load(caller: Process, quick: bool, endpoints: int, watched: dict[str, list[int]]) -> dict[str, float]:

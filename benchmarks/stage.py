@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +18,7 @@ from meshkit.transport.server import EmbeddedServer
 ROOT = Path(__file__).parent.parent
 # Seconds.
 _READY = 60
-_ANSWER = 900
+_ANSWER = 300
 _END = 10
 
 
@@ -55,8 +55,9 @@ class Child:
         """
         assert self._process.stdin is not None
         line = json.dumps({"command": command, "arguments": arguments}) + "\n"
-        self._process.stdin.write(line.encode())
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended; what follows says so
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
         told = self._hear(_ANSWER)
         if "error" in told:
             raise RuntimeError(told["error"])
@@ -66,7 +67,8 @@ class Child:
         """Let it end; kill it if it does not."""
         assert self._process.stdin is not None
         with self._errors, self._process:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
             try:
                 self._process.wait(_END)
             except subprocess.TimeoutExpired:
@@ -130,6 +132,15 @@ def memory(pid: int) -> Memory:
 def processor_time(pid: int) -> float:
     """Seconds of processor time that all threads of a process have used, by its POSIX clock."""
     return time.clock_gettime((~pid << 3) | 2)
+
+
+@contextmanager
+def spending(watched: Mapping[str, Iterable[int]]) -> Iterator[dict[str, float]]:
+    """Seconds of processor time that processes spend in the block, by the names of their groups."""
+    before = {who: sum(map(processor_time, pids)) for who, pids in watched.items()}
+    spent: dict[str, float] = {}
+    yield spent
+    spent |= {who: sum(map(processor_time, pids)) - before[who] for who, pids in watched.items()}
 
 
 class Certificates(NamedTuple):

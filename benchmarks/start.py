@@ -3,6 +3,7 @@
 `python -m benchmarks.start` measures the first alone, and exits with 1 if a bound is exceeded.
 """
 
+import argparse
 import asyncio
 import os
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any
 import nats
 from nats.aio.msg import Msg
 
-from benchmarks import environments, report
+from benchmarks import command, environments, report
 from benchmarks.environments import Missing
-from benchmarks.field import CONTENDERS, Staged, staged
+from benchmarks.field import CONTENDERS, Staged, absence, staged
 from benchmarks.report import Settings, Table, figure
 from benchmarks.stage import memory, processor_time
 from meshkit import Service, connect
@@ -189,16 +190,17 @@ def idle(settings: Settings) -> Table:
     runs = [(loop, what, *where) for loop in settings.loops for what, where in SERVICES.items()]
     runs += [("", what, *where) for what, where in OTHERS.items()]
     rows: list[list[Any]] = []
-    missing: list[str] = []
+    absent: list[str] = []
     for loop, what, name, find in runs:
         try:
             rounds = [
                 held(name, loop or settings.loops[-1], find)
                 for _ in range(1 if settings.quick else settings.rounds)
             ]
-        except (Missing, RuntimeError) as error:
-            rows.append([loop, f"{what}: missing", *[None] * len(HELD)])
-            missing.append(f"{what}, {loop}: missing: {str(error).strip()}")
+        except Exception as error:  # noqa: BLE001 # whatever it is, the others go on
+            how, why = absence(error)
+            rows.append([loop, f"{what}: {how}", *[None] * len(HELD)])
+            absent.append(f"{what}, {loop}: {how}: {why}")
         else:
             rows.append([loop, what, *(figure(each) for each in zip(*rounds, strict=True))])
     return {
@@ -208,7 +210,7 @@ def idle(settings: Settings) -> Table:
         "notes": [
             "RSS is all that is in memory, PSS divides what is shared, private is what one more would cost.",
             "Each has an environment with what it needs, and the few modules of the suite that drive it.",
-            *missing,
+            *absent,
         ],
     }
 
@@ -227,6 +229,9 @@ def held(name: str, loop: str, find: Callable[[Staged], int]) -> list[float]:
 
 def main() -> None:
     """Measure and judge."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.start", description="How long starting takes."
+    ).parse_args()
     table = starting(ROUNDS)
     print(report.text(table))
     if exceeded(table):
@@ -234,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

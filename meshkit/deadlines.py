@@ -1,6 +1,7 @@
 """Deadlines that are hardly ever reached, for the price of two dictionary operations each."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -8,6 +9,8 @@ Entry = TypeVar("Entry")
 
 # Of each second. A slot shorter than a usual timeout; a timer a slot, used or not.
 _SLOTS = 10
+# Seconds ahead for which there are slots, so that deadlines far off, which anybody can ask for, are no more.
+_AHEAD = 60.0
 
 
 class Deadlines(Generic[Entry]):
@@ -22,11 +25,13 @@ class Deadlines(Generic[Entry]):
         expire: What is to happen. The entry is out of its slot then.
     """
 
-    __slots__ = ("_expire", "_loop", "_slots")
+    __slots__ = ("_context", "_expire", "_loop", "_slots")
 
     def __init__(self, expire: Callable[[Entry], object]) -> None:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
+        # A timer keeps the context that it is set in, and with it the request that set it.
+        self._context = contextvars.Context()
         self._slots: dict[int, dict[Entry, float]] = {}
 
     def add(self, entry: Entry, deadline: float) -> dict[Entry, float]:
@@ -46,21 +51,24 @@ class Deadlines(Generic[Entry]):
         return slot
 
     def _new_slot(self, entry: Entry, deadline: float) -> dict[Entry, float]:
-        slot: dict[Entry, float] = {}
-        number = int(deadline * _SLOTS)
+        now = self._loop.time()
+        number = int(min(deadline, now + _AHEAD) * _SLOTS)
         begin = number / _SLOTS
-        if begin <= self._loop.time():
+        if begin <= now:
             # It has begun already: the entry is on its own.
-            self._loop.call_at(deadline, self._reach, slot, entry)
-        else:
+            slot: dict[Entry, float] = {}
+            self._loop.call_at(deadline, self._reach, slot, entry, context=self._context)
+            return slot
+        slot = self._slots.get(number, {})
+        if number not in self._slots:
             self._slots[number] = slot
-            self._loop.call_at(begin, self._begin, number)
+            self._loop.call_at(begin, self._begin, number, context=self._context)
         return slot
 
     def _begin(self, number: int) -> None:
         slot = self._slots.pop(number)
         for entry, deadline in slot.items():
-            self._loop.call_at(deadline, self._reach, slot, entry)
+            self._loop.call_at(deadline, self._reach, slot, entry, context=self._context)
 
     def _reach(self, slot: dict[Entry, float], entry: Entry) -> None:
         if slot.pop(entry, None) is not None:

@@ -129,7 +129,8 @@ class Mesh:
     def _given(self, headers: Mapping[str, str], message: object) -> tuple[bytes, str]:
         """What travels with a message that is given headers, and its content type."""
         wire.check(headers)
-        head = self._head if codec.CONTENT_TYPE not in headers else b""
+        is_named = any(name.lower() == codec.CONTENT_TYPE.lower() for name in headers)
+        head = b"" if is_named else self._head
         head += wire.render(headers)
         return head, codec.content_type(head, any_if_raw=_RAW if isinstance(message, bytes) else None)
 

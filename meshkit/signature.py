@@ -133,25 +133,26 @@ class Signature:
             BadRequest: The payload or a token of the subject is not what the handler takes.
         """
         arguments: dict[str, Any] = {}
+        message = self.message
+        if message is not None and (request.payload or self._message_default is _REQUIRED):
+            try:
+                arguments[self._message_name] = message(request.payload, kind)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise self._misunderstood(message, request.payload, error) from None
         if self._tokens:
             for name, token in self._pattern.read(request.subject).items():
                 try:
                     arguments[name] = msgspec.convert(token, self._tokens[name], strict=False)
                 except msgspec.ValidationError as error:
                     raise BadRequest(f"{name}={token!r} in subject {request.subject!r}: {error}") from None
-        if self.message is not None and (request.payload or self._message_default is _REQUIRED):
-            arguments[self._message_name] = self._decode(self.message, request.payload, kind)
         if self._context_name is not None:
             arguments[self._context_name] = context(request)
         return arguments
 
-    def _decode(self, decoder: Decoder, payload: bytes, kind: str) -> Any:
-        try:
-            return decoder(payload, kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if not payload:
-                raise BadRequest(f"no message was sent; {_shown(decoder.type)} is expected") from None
-            raise BadRequest(f"the message is not understood: {error}") from None
+    def _misunderstood(self, decoder: Decoder, payload: bytes, error: Exception) -> BadRequest:
+        if not payload:
+            return BadRequest(f"no message was sent; {_shown(decoder.type)} is expected")
+        return BadRequest(f"the message is not understood: {error}")
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -1,3 +1,5 @@
+import keyword
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ TOKEN = st.text(
     st.characters(blacklist_characters=".*>{}", blacklist_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]),
     min_size=1,
 ).filter(lambda token: not any(character.isspace() for character in token))
-NAME = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+NAME = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
 
 
 @given(st.lists(TOKEN, min_size=1, max_size=6), st.dictionaries(NAME, TOKEN, max_size=4))

@@ -28,7 +28,7 @@ class Wire(asyncio.Protocol):
     """A connection.
 
     Args:
-        take: Gets the subject, the reply subject (or the subject id) and the payload of each message.
+        take: Gets the subject, the reply subject (if there is one) and the payload of each message.
     """
 
     def __init__(self, take: Callable[[bytes, bytes, bytes], None]) -> None:

@@ -45,7 +45,10 @@ class Concurrency:
             try:
                 return await following(request)
             finally:
-                self._leave()
+                if self._waiting:
+                    self._leave()
+                else:
+                    self.running -= 1
 
         return handle
 

@@ -1,29 +1,35 @@
 """Deadlines: the time left travels with a call, relative, so that clocks need not agree."""
 
 import asyncio
+import functools
 import math
+from collections.abc import Awaitable
 
 from meshkit.deadlines import Deadlines
 from meshkit.errors import DeadlineExceeded
+from meshkit.headers import line
 from meshkit.message import TIMEOUT, Handler, Layer, Request, Response
-
-_LINE = f"\r\n{TIMEOUT}: %d".encode()
 
 
 def carry(following: Handler) -> Handler:
     """The caller's side: say how many milliseconds are left, and don't call when none are."""
     loop = asyncio.get_running_loop()
 
-    async def call(request: Request) -> Response:
+    def call(request: Request) -> Awaitable[Response]:
         left = request.deadline - loop.time()
         if left <= 0:
             error = DeadlineExceeded("the deadline passed before the call was sent")
             error.executed = False
             raise error
-        request.head += _LINE % math.ceil(left * 1000)
-        return await following(request)
+        request.head += _line(math.ceil(left * 1000))
+        return following(request)
 
     return call
+
+
+@functools.lru_cache(maxsize=1024)
+def _line(milliseconds: int) -> bytes:
+    return line(TIMEOUT, str(milliseconds))
 
 
 def within(seconds: float, deadlines: Deadlines[Request]) -> Layer:

@@ -1,6 +1,7 @@
 """What a nested call inherits: the trace (https://www.w3.org/TR/trace-context/); and who calls."""
 
 import re
+from collections.abc import Awaitable
 
 from meshkit.headers import line, parse, render
 from meshkit.message import CALLER, CURRENT, Handler, Layer, Request, Response
@@ -17,11 +18,11 @@ def propagate(caller: str | None) -> Layer:
     whose = b"" if caller is None else line(CALLER, caller)
 
     def layer(following: Handler) -> Handler:
-        async def call(request: Request) -> Response:
+        def call(request: Request) -> Awaitable[Response]:
             current = CURRENT.get()
             inherited = whose if current is None else whose + current.trace
             request.head = merge(inherited, request.head) if request.head else inherited
-            return await following(request)
+            return following(request)
 
         return call
 
@@ -33,5 +34,7 @@ def merge(inherited: bytes, given: bytes) -> bytes:
     if not _INHERITED.search(given):
         return given + inherited
     headers, own = parse(given), parse(inherited)
-    caller = own.pop(CALLER, None)
-    return render(own | headers | ({} if caller is None else {CALLER: caller}))
+    if CALLER in own:
+        headers = {name: value for name, value in headers.items() if name.lower() != CALLER.lower()}
+    names = {name.lower() for name in headers}
+    return render({name: value for name, value in own.items() if name.lower() not in names} | headers)

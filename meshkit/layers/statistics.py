@@ -13,17 +13,22 @@ class Statistics(msgspec.Struct):
 
     Attributes:
         requests: How many requests arrived, refused ones too.
+        finished: How many of them have been answered.
         errors: How many of them were answered with an error.
         last_error: The last error, as `code:text`; empty if there was none.
         processing: Seconds that all requests took, waiting for a slot included.
-        in_flight: How many are being handled or wait.
     """
 
     requests: int = 0
+    finished: int = 0
     errors: int = 0
     last_error: str = ""
     processing: float = 0.0
-    in_flight: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many are being handled or wait."""
+        return self.requests - self.finished
 
     def layer(self, following: Handler) -> Handler:
         """Count what passes."""
@@ -31,7 +36,6 @@ class Statistics(msgspec.Struct):
         async def handle(request: Request) -> Response:
             started = time.perf_counter()  # uvloop's clock has milliseconds only
             self.requests += 1
-            self.in_flight += 1
             try:
                 return await following(request)
             except MeshError as error:
@@ -39,7 +43,7 @@ class Statistics(msgspec.Struct):
                 self.last_error = f"{error.code}:{error.message}"
                 raise
             finally:
-                self.in_flight -= 1
+                self.finished += 1
                 self.processing += time.perf_counter() - started
 
         return handle

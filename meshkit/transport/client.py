@@ -9,7 +9,8 @@ Each override names the defect of nats-py 2.16 that it mends; `tests/transport/t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeAlias
 
 from nats import errors
@@ -17,10 +18,16 @@ from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+from nats.protocol import parser
 
 from meshkit.headers import STATUS, VERSION, parse, render
 
 log = logging.getLogger("meshkit.transport")
+
+# To nats-py a form feed or a vertical tab in a subject ended it, and what followed was the subscription:
+# anybody who may publish could reach any subscription of the connection, whatever the server permits.
+parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) +(\d+) +(([^ \r\n]+) +)?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) +(\d+) +(([^ \r\n]+) +)?(\d+) +(\d+)\r\n")
 
 # Takes a message: subject, reply subject, head and payload. It must neither block nor raise.
 Deliver: TypeAlias = Callable[[bytes, bytes, bytes, bytes], None]
@@ -31,17 +38,21 @@ class GuardedClient(Client):
 
     Args:
         inbox: Subject prefix of the answers to this connection's requests.
+        waiting: What follows that prefix in those that are waited for.
         tls: Whether the connection must be encrypted.
         on_lost: Called as soon as the connection is known to be broken, before anything else happens.
     """
 
-    def __init__(self, inbox: str, *, tls: bool, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, inbox: str, *, waiting: Container[bytes], tls: bool, on_lost: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._inbox = inbox.encode()
+        self._waiting = waiting
         self._tls_required = tls
         self._on_lost = on_lost
 
-    def send(self, subject: str, payload: bytes, head: bytes, reply: str) -> Awaitable[None] | None:
+    def send(self, subject: str, payload: bytes, head: bytes, reply: bytes) -> Awaitable[None] | None:
         """Have a message written.
 
         Args:
@@ -53,7 +64,7 @@ class GuardedClient(Client):
         Returns:
             None if that is all, else what to await.
         """
-        return self.publish(subject, payload, reply, parse(head) if head else None)
+        return self.publish(subject, payload, reply.decode(), parse(head) if head else None)
 
     async def listen(self, subject: str, queue: str, deliver: Deliver) -> Subscription:
         """Subscribe; in order of their arrival, messages are delivered without waiting for anything."""
@@ -104,18 +115,20 @@ class GuardedClient(Client):
         self._watch_reconnect()
 
     def _lose(self) -> None:
-        """Tell at once who waits for an answer; forget requests not yet written; drop the socket.
+        """Tell at once who waits for an answer, forget what is not to be sent again, drop the socket.
 
-        nats-py replayed those requests after the reconnect, for callers that had given up, and closed the
-        socket politely, which with unsent data and a peer that no longer reads never ends.
+        nats-py replayed all of it after the reconnect: requests of callers that had given up, subscriptions
+        that had ended, PINGs that nobody counted any more. And it closed the socket politely, which with
+        unsent data and a peer that no longer reads never ends.
         """
         self._on_lost()
-        self._pending = [command for command in self._pending if not self._is_request(command)]
-        self._pending_data_size = sum(map(len, self._pending))
+        self._keep(_is_event)
         self._drop_socket()
 
-    def _is_request(self, command: bytes) -> bool:
-        return command.find(self._inbox, 0, command.find(b"\r\n")) >= 0
+    def _keep(self, wanted: Callable[[bytes], bool]) -> None:
+        """Forget the commands not yet written that are not wanted."""
+        self._pending = [command for command in self._pending if wanted(command)]
+        self._pending_data_size = sum(map(len, self._pending))
 
     async def close(self) -> None:
         """End the connection now; what is to be sent has been flushed, or cannot be sent."""
@@ -167,7 +180,13 @@ class GuardedClient(Client):
         )
 
     async def _process_connect_init(self) -> None:
+        # An attempt that failed after its handshake left its tasks running, beside those of the next one.
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None:
+                task.cancel()
         await super()._process_connect_init()
+        # What was sent in between: subscriptions are replayed from the list of them.
+        self._keep(_is_event)
         for task in (self._reading_task, self._flusher_task):
             assert task is not None
             task.add_done_callback(self._task_ended)
@@ -195,3 +214,9 @@ def _head(headers: dict[str, str] | None) -> bytes:
         return b""
     status = headers.pop(STATUS, None)
     return (b" " + status.encode() if status else b"") + render(headers)
+
+
+def _is_event(command: bytes) -> bool:
+    """Whether a command publishes something to which no answer is expected."""
+    words = command[: command.find(b"\r\n")].split()
+    return (words[0], len(words)) in {(b"PUB", 3), (b"HPUB", 4)}

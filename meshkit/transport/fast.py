@@ -18,7 +18,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from functools import partial
 from typing import Any
 
@@ -49,8 +49,10 @@ _CLIENT = (
 class FastClient(GuardedClient):
     """A guarded client with the fast path, on TCP and TLS; on a WebSocket, nats-py reads and writes."""
 
-    def __init__(self, inbox: str, *, tls: bool, on_lost: Callable[[], None]) -> None:
-        super().__init__(inbox, tls=tls, on_lost=on_lost)
+    def __init__(
+        self, inbox: str, *, waiting: Container[bytes], tls: bool, on_lost: Callable[[], None]
+    ) -> None:
+        super().__init__(inbox, waiting=waiting, tls=tls, on_lost=on_lost)
         self._loop = asyncio.get_running_loop()
         self._delivers: dict[bytes, Deliver] = {}
         self._wire: Wire | None = None
@@ -58,19 +60,20 @@ class FastClient(GuardedClient):
 
     # Out
 
-    def send(self, subject: str, payload: bytes, head: bytes, reply: str) -> Awaitable[None] | None:
+    def send(self, subject: str, payload: bytes, head: bytes, reply: bytes) -> Awaitable[None] | None:
         """Have a message written at the end of this turn of the event loop."""
         if head:
             size = len(head) + FRAME
-            command = b"HPUB %b %d %d\r\nNATS/1.0%b\r\n\r\n%b\r\n" % (
-                f"{subject} {reply}".encode(),
+            command = b"HPUB %b %b %d %d\r\nNATS/1.0%b\r\n\r\n%b\r\n" % (
+                subject.encode(),
+                reply,
                 size,
                 size + len(payload),
                 head,
                 payload,
             )
         else:
-            command = f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n"
+            command = b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload)
         self._pending.append(command)
         self._pending_data_size += len(command)
         if self._wire is None:
@@ -93,10 +96,20 @@ class FastClient(GuardedClient):
         self._write_due = False
         wire = self._wire
         # What cannot be written waits, and is what `pending_data_size` bounds.
-        if self._pending and wire is not None and not wire.is_paused and self.is_connected:
+        if self._pending and wire is not None and wire.is_writable and self.is_connected:
             pending, self._pending = self._pending, []
             self._pending_data_size = 0
             wire.transport.write(b"".join(pending))
+
+    def write_again(self) -> None:
+        """The server reads again: send what waited, but no request that was given up meanwhile."""
+        self._keep(self._is_wanted)
+        self._write()
+
+    def _is_wanted(self, command: bytes) -> bool:
+        line = command[: command.find(b"\r\n")]
+        at = line.find(self._inbox)
+        return at < 0 or line[at + len(self._inbox) :].partition(b" ")[0] in self._waiting
 
     # In
 
@@ -105,7 +118,11 @@ class FastClient(GuardedClient):
         # Without a callback nats-py starts no task for the subscription, and keeps it for reconnects.
         number = b"%d" % (self._sid + 1)
         self._delivers[number] = deliver
-        return await self.subscribe(subject, queue=queue)
+        try:
+            return await self.subscribe(subject, queue=queue)
+        except BaseException:
+            del self._delivers[number]
+            raise
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         super()._remove_sub(sid, max_msgs)
@@ -120,13 +137,15 @@ class FastClient(GuardedClient):
             deliver(subject, reply, headers[_VERSION:] if headers else b"", data)
 
     async def _process_connect_init(self) -> None:
+        if self._wire is not None:
+            self._wire.end()
         await super()._process_connect_init()
         if isinstance(self._transport, TcpTransport):
             self._wire = Wire(self, self._transport, self._delivers)
 
     def _lose(self) -> None:
         if self._wire is not None:
-            self._wire.is_over = True
+            self._wire.end()
         super()._lose()
 
 
@@ -146,8 +165,8 @@ class Wire(asyncio.Protocol):
         assert connection._io_writer is not None
         assert connection._io_reader is not None
         self.transport: asyncio.WriteTransport = connection._io_writer.transport
-        self.is_paused = False
-        self.is_over = False
+        self._is_paused = False
+        self._is_over = False
         self._client = client
         self._delivers = delivers
         self._before: Any = self.transport.get_protocol()
@@ -163,16 +182,26 @@ class Wire(asyncio.Protocol):
         if early:
             self.data_received(early)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the socket takes more."""
+        return not (self._is_paused or self._is_over or self.transport.is_closing())
+
+    def end(self) -> None:
+        """Take nothing more from it, and send nothing more."""
+        self._is_over = True
+        self.transport.abort()
+
     def pause_writing(self) -> None:
         """The server does not read as fast as we write."""
-        self.is_paused = True
+        self._is_paused = True
         self._before.pause_writing()
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self.is_paused = False
+        self._is_paused = False
         self._before.resume_writing()
-        self._client._write()
+        self._client.write_again()
 
     def eof_received(self) -> bool | None:
         """The server has said its last."""
@@ -180,7 +209,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self.is_over = True
+        self._is_over = True
         self._before.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -192,11 +221,11 @@ class Wire(asyncio.Protocol):
                 return
             data = b"".join(self._rest)
             self._rest.clear()
-        if self.is_over:
+        if self._is_over:
             return
         try:
             used, self._missing = self._take(data)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             used = len(data)
             self._break(errors.ProtocolError())
         if used < len(data):
@@ -216,13 +245,14 @@ class Wire(asyncio.Protocol):
             body = line_end + 2
             kind = data[position]
             if kind == _HMSG:
-                parts = data[position + 5 : line_end].split()
+                # Not any white space: a subject may hold some.
+                parts = data[position + 5 : line_end].split(b" ")
                 body_end = body + int(parts[-1])
                 payload = body + int(parts[-2])
                 head = body + _VERSION
                 words = 5
             elif kind == _MSG:
-                parts = data[position + 4 : line_end].split()
+                parts = data[position + 4 : line_end].split(b" ")
                 payload = head = body
                 body_end = body + int(parts[-1])
                 words = 4
@@ -230,6 +260,8 @@ class Wire(asyncio.Protocol):
                 self._control(data[position:line_end])
                 position = body
                 continue
+            if not body <= payload <= body_end:
+                raise ValueError
             if body_end + 2 > end:
                 return position, body_end + 2 - end
             deliver = delivers.get(parts[1])
@@ -278,7 +310,7 @@ class Wire(asyncio.Protocol):
                 await self._client._process_op_err(error)
 
     def _break(self, error: Exception) -> None:
-        self.is_over = True
+        self._is_over = True
         self._later(partial(self._client._process_op_err, error))
 
 

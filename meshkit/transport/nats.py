@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -60,7 +61,10 @@ class NatsTransport:
         self._options = options
         self._name = name
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
-        self._client = _client()(self._inbox, tls=options.tls is not None, on_lost=self._fail_all)
+        self._waiting: dict[bytes, tuple[str, asyncio.Future[Message]]] = {}
+        self._client = _client()(
+            self._inbox, waiting=self._waiting, tls=options.tls is not None, on_lost=self._fail_all
+        )
         self._loop = asyncio.get_running_loop()
         self._up = asyncio.Event()
         # Bytes of payload and head that need no further look; less than none while there is no connection.
@@ -68,14 +72,14 @@ class NatsTransport:
         self._lost: asyncio.Future[None] = self._loop.create_future()
         # Whoever gets a request knows its reply subject, and must not guess the next one from it.
         self._tokens = itertools.chain.from_iterable(iter(_random_numbers, None))
-        self._token_at = len(self._inbox)
-        self._waiting: dict[bytes, tuple[str, asyncio.Future[Message]]] = {}
+        self._answers = self._inbox.encode()
+        self._token_at = len(self._answers)
         self._deadlines = Deadlines(_expire)
         self._denied: set[str] = set()
         self._dropped = 0
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
         self._reconnects = 0
-        self._closing = False
+        self._closed = False
         self._is_new = True
         self._refusals = 0
 
@@ -156,6 +160,8 @@ class NatsTransport:
         return server, random.uniform(0, most)  # noqa: S311 # spreads load
 
     async def _on_reconnected(self) -> None:
+        if not self._client.is_connected:  # it has broken again, and nats-py has not noticed
+            return
         self._reconnects = 0
         self._lost = self._loop.create_future()
         self._open()
@@ -193,10 +199,10 @@ class NatsTransport:
         self._room = -1
         if not self._lost.done():
             self._lost.set_result(None)
-        waiting, self._waiting = self._waiting, {}
-        for _, answer in waiting.values():
+        for _, answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(ConnectionLost())
+        self._waiting.clear()
 
     def _fail_denied(self, text: str) -> None:
         for subject, answer in self._waiting.values():
@@ -221,14 +227,13 @@ class NatsTransport:
     async def request(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Message:
         """Send a message and wait for the first answer."""
         if len(payload) + len(head) > self._room or self._client.pending_data_size > _PENDING_LIMIT:
-            self._check_size(subject, payload, head)
-            await self._ready(deadline)
+            await self._admit(subject, payload, head, deadline)
         token = b"%x" % next(self._tokens)
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (subject, answer)
         slot = self._deadlines.add(answer, deadline)
         try:
-            sending = self._client.send(subject, payload, head, self._inbox + token.decode())
+            sending = self._client.send(subject, payload, head, self._answers + token)
             if sending is not None:
                 await sending
             message = await answer
@@ -288,11 +293,16 @@ class NatsTransport:
     async def publish(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send a message; returns when it is on its way to the server."""
         if len(payload) + len(head) > self._room or self._client.pending_data_size > _PENDING_LIMIT:
-            self._check_size(subject, payload, head)
-            await self._ready(self._loop.time() + _PUBLISH_PATIENCE)
-        sending = self._client.send(subject, payload, head, reply)
+            await self._admit(subject, payload, head, self._loop.time() + _PUBLISH_PATIENCE)
+        sending = self._client.send(subject, payload, head, reply.encode())
         if sending is not None:
             await sending
+
+    async def _admit(self, subject: str, payload: bytes, head: bytes, deadline: float) -> None:
+        self._check_size(subject, payload, head)
+        await self._ready(deadline)
+        # It may be another server by now.
+        self._check_size(subject, payload, head)
 
     def _check_size(self, subject: str, payload: bytes, head: bytes) -> None:
         # nats-py forgets the headers, and for one message too large the server ends the connection.
@@ -305,22 +315,23 @@ class NatsTransport:
 
     async def _ready(self, deadline: float) -> None:
         """Wait for the connection, and for room in it."""
-        while not self._up.is_set() or self._client.pending_data_size > _PENDING_LIMIT:
-            if self._closing:
+        while True:
+            if self._closed:
                 raise Disconnected("the connection to NATS is closed")
+            is_up = self._up.is_set()
+            if is_up and self._client.pending_data_size <= _PENDING_LIMIT:
+                return
             if self._loop.time() >= deadline:
-                what = "does not read what it is sent" if self._up.is_set() else "cannot be reached"
+                what = "does not read what it is sent" if is_up else "cannot be reached"
                 raise Disconnected(f"NATS at {self.server_url} {what}; there was no more time to wait")
-            if self._up.is_set():
+            if is_up:
                 # The server does not read as fast as we write. nats-py's own way to wait for it swallows
                 # cancellation.
                 await asyncio.sleep(0.001)
             else:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await self._up.wait()
-                except TimeoutError:
-                    continue
 
     # Subscribing
 
@@ -354,33 +365,36 @@ class NatsTransport:
 
     async def end(self, subscription: NatsSubscription, *, drain: bool) -> None:
         """End a subscription; with `drain`, hand out first what was delivered."""
-        if drain and self._up.is_set():
-            try:
+        try:
+            if drain and self.is_connected:
                 await self._unless_lost(subscription.drain())
-            except (ConnectionLost, nats_errors.TimeoutError) as error:
-                # Without the server's word there is nothing to wait for.
-                log.warning("left %s without the server's word: %r", subscription.subject, error)
-        if not self._client.is_closed:
-            await self._client.forget(subscription)
+        except (ConnectionLost, nats_errors.TimeoutError) as error:
+            # Without the server's word there is nothing to wait for.
+            log.warning("left %s without the server's word: %r", subscription.subject, error)
+        finally:
+            if not self._client.is_closed:
+                await self._client.forget(subscription)
 
     async def close(self) -> None:
         """Send what is to be sent and end the connection."""
-        self._closing = True
-        if self._up.is_set():
-            try:
+        try:
+            if self.is_connected:
                 async with asyncio.timeout(_CLOSE_PATIENCE):
                     await self._unless_lost(self._client.flush())
-            except (TimeoutError, MeshError) as error:
-                log.warning("closed without the server's word that it has everything (%r)", error)
-        self._fail_all()
-        await self._client.close()
+        except (TimeoutError, MeshError) as error:
+            log.warning("closed without the server's word that it has everything (%r)", error)
+        finally:
+            self._closed = True
+            self._fail_all()
+            self._up.set()  # for who waits for it, and is told
+            await self._client.close()
 
     # About the connection
 
     @property
     def is_connected(self) -> bool:
         """Whether messages can be sent right now."""
-        return self._up.is_set()
+        return self._up.is_set() and not self._closed
 
     @property
     def server_url(self) -> str:

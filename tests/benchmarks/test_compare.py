@@ -64,6 +64,15 @@ def test_largest_change_comes_first_whether_up_or_down(compare):
     assert order == ["two | calls/s", "one | p50 µs", "two | p50 µs", "one | calls/s"]
 
 
+def test_marked_change_comes_before_a_larger_one_within_the_spread(compare):
+    lines = compare(
+        ({}, [["uvloop", "meshkit", rounds(50, 100, 150), rounds(10, 10, 10)]]),
+        ({}, [["uvloop", "meshkit", rounds(70, 140, 210), rounds(12, 12, 12)]]),
+    )
+    order = [line.rpartition(" | ")[2] for line in lines if " | Calls | " in line]
+    assert order == ["p50 µs", "calls/s"]
+
+
 def test_what_was_measured_once_is_judged_by_the_usual_spread(compare):
     lines = compare(
         ({}, [["uvloop", "meshkit", rounds(90, 100, 110), 10.0]]),
@@ -92,3 +101,15 @@ def test_what_differs_between_the_runs_is_told(compare):
     )
     assert ["versions", "CPython", "3.11.7", "3.12.1"] in [line.split() for line in lines]
     assert not any("nats-py" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", ["figures", "[1]", '{"parts": {"peers": 3}}', None])
+def test_what_is_no_run_is_said_in_a_sentence(tmp_path, content):
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    command = [sys.executable, "-m", "benchmarks.compare", file, file]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(str(file))

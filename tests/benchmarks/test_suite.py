@@ -8,9 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def suite(*arguments):
-    command = [sys.executable, "-m", "benchmarks", *arguments]
+def python(*arguments):
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def suite(*arguments):
+    return python("-m", "benchmarks", *arguments)
 
 
 def test_peers_are_measured_and_shown_as_tables_json_markdown_and_plots(tmp_path):
@@ -41,9 +45,46 @@ def test_peers_are_measured_and_shown_as_tables_json_markdown_and_plots(tmp_path
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["pears"], "pears: no such part"), (["--loop", "trio"], "trio: no such loop")],
+    [
+        (["pears"], "pears: no such part"),
+        (["--loop", "trio"], "trio: no such loop"),
+        (["--rounds", "0"], "value: '0'"),
+        (["--json", "/nowhere/figures.json"], "not a file that can be written"),
+    ],
 )
 def test_what_there_is_not_is_said(arguments, said):
     done = suite(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+BROKEN = """
+from benchmarks import __main__, command, events
+from benchmarks.field import CONTENDERS
+
+CONTENDERS["faststream"] = CONTENDERS["nats_py"]._replace(title="FastStream", module="nowhere")
+events.CONTENDERS = None
+command.run(__main__.main)
+"""
+
+
+def test_what_fails_is_reported_and_the_rest_measured(tmp_path):
+    measured = tmp_path / "figures.json"
+    done = python(
+        *("-c", BROKEN, "events", "peers", "--quick", "--rounds", "1", "--only", "nats_py,faststream"),
+        *("--loop", "asyncio", "--json", measured),
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "failed: events"
+    told = json.loads(measured.read_text())
+    calls = told["parts"]["peers"]["tables"][0]
+    assert [row[1] for row in calls["rows"]] == ["bare nats-py, no headers", "FastStream: failed"]
+    assert "FastStream, asyncio: failed: ModuleNotFoundError: No module named" in calls["notes"][-1]
+    assert told["parts"]["events"]["failed"].startswith("AttributeError")
+
+
+def test_figure_that_is_no_number_is_null_in_json():
+    code = (
+        "import json, math; from benchmarks.report import figure; print(json.dumps(figure([1, math.nan, 3])))"
+    )
+    assert json.loads(python("-c", code).stdout) == {"median": None, "rounds": [1, None, 3]}
