@@ -20,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Container
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from nats import errors
 from nats.aio.client import Client, __version__
@@ -34,6 +34,9 @@ log = logging.getLogger("meshkit.transport")
 
 PROVED_WITH = "2.16."
 
+# Bytes of a read after which there is probably more. uvloop would go on up to 8 MiB, which are more messages
+# than an instance keeps, before it runs the tasks that they start.
+_FULL = 250_000
 # A control line of a server that is longer is none; the longest, INFO, has some kilobytes.
 _LONGEST_LINE = 1024 * 1024
 _VERSION = len(VERSION)
@@ -164,12 +167,13 @@ class Wire(asyncio.Protocol):
     def __init__(self, client: FastClient, connection: TcpTransport, delivers: dict[bytes, Deliver]) -> None:
         assert connection._io_writer is not None
         assert connection._io_reader is not None
-        self.transport: asyncio.WriteTransport = connection._io_writer.transport
+        self.transport = cast("asyncio.Transport", connection._io_writer.transport)
         self._is_paused = False
         self._is_over = False
         self._client = client
         self._delivers = delivers
         self._before: Any = self.transport.get_protocol()
+        self._loop = asyncio.get_running_loop()
         self._rest: list[bytes] = []
         self._missing = 0
         self._others: deque[Callable[[], Awaitable[object]]] = deque()
@@ -190,6 +194,7 @@ class Wire(asyncio.Protocol):
     def end(self) -> None:
         """Take nothing more from it, and send nothing more."""
         self._is_over = True
+        self._others.clear()  # a late PONG would count for the next connection's PING
         self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -214,6 +219,9 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Deliver what has arrived in full, keep the rest."""
+        if len(data) >= _FULL and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._loop.call_soon(self._read_on)
         if self._rest:
             self._rest.append(data)
             self._missing -= len(data)
@@ -230,6 +238,10 @@ class Wire(asyncio.Protocol):
             self._break(errors.ProtocolError())
         if used < len(data):
             self._rest.append(data[used:] if used else data)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _take(self, data: bytes) -> tuple[int, int]:
         """Take messages and control lines; says how many bytes were used, and how many more are needed."""
@@ -299,7 +311,7 @@ class Wire(asyncio.Protocol):
         """Have nats-py do something, after all else that it was asked to do before."""
         self._others.append(work)
         if self._worker is None or self._worker.done():
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+            self._worker = self._loop.create_task(self._work())
 
     async def _work(self) -> None:
         while self._others:
