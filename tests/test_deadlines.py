@@ -1,8 +1,11 @@
+import asyncio
+import contextvars
 import gc
 import weakref
 
 import pytest
 
+from meshkit import Service
 from meshkit.deadlines import Deadlines
 
 SECONDS = (0.0, 0.001, 0.0999, 0.1, 0.15, 1.0, 1.05, 1.0500001, 5.0, 86_400.0)
@@ -56,5 +59,42 @@ async def test_what_is_taken_out_is_let_go(clock, watched):
     deadlines.add(answer, begin + 60).pop(answer)
     gone = weakref.ref(answer)
     del answer
+    gc.collect()
+    assert gone() is None
+
+
+async def test_however_far_off_what_is_over_leaves_neither_slot_nor_timer(mesh):
+    service = Service("far")
+
+    @service.endpoint()
+    async def away() -> None: ...
+
+    timers = asyncio.get_running_loop()._scheduled
+    async with mesh.serve(service) as instance:
+        before = len(timers)
+        for hours in range(100):
+            far = (3600 * hours + second for second in range(60, 70))
+            await asyncio.gather(*(mesh.call(away, timeout=seconds) for seconds in far))
+        slots = len(instance._deadlines._slots), len(mesh.transport._deadlines._slots)
+        assert max(slots) < 50  # of a tenth of a second, while the test runs
+        assert len(timers) - before < 100
+
+
+@pytest.mark.parametrize("seconds", [0.05, 5, 86_400])
+async def test_a_timer_does_not_keep_the_context_that_it_was_set_in(watched, seconds):
+    class Payload:
+        pass
+
+    deadlines, begin, _ = watched
+    handled = contextvars.ContextVar("handled")
+
+    def handle(payload):
+        handled.set(payload)
+        deadlines.add("call", begin + seconds).pop("call")
+
+    payload = Payload()
+    contextvars.Context().run(handle, payload)
+    gone = weakref.ref(payload)
+    del payload
     gc.collect()
     assert gone() is None

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
+import tracemalloc
 
 import pytest
 from support import gated, until
@@ -260,6 +262,27 @@ async def test_hostile_input_gets_an_error_and_the_service_goes_on(mesh):
         for headers in ({"Mesh-Timeout": "x" * 4000}, {"Content-Type": "x" * 4000}, {"X" * 4000: "y"}):
             await answered(mesh, "target.typed", b"{}", headers)
         assert await mesh.call(typed, {"a": [1]}) == 1
+
+
+async def test_a_timeout_with_much_white_space_is_not_kept(mesh):
+    service = Service("padded")
+
+    @service.endpoint()
+    async def nothing() -> None: ...
+
+    async with mesh.serve(service):
+        await answered(mesh, "padded.nothing", b"")
+        tracemalloc.start()
+        try:
+            for number in range(10):
+                error = await answered(
+                    mesh, "padded.nothing", b"", {"Mesh-Timeout": f"{' ' * 900_000}{5000 + number}"}
+                )
+                assert error is None or error.code == 400
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000
+        finally:
+            tracemalloc.stop()
 
 
 async def answered(mesh, subject, payload, headers=None):

@@ -228,6 +228,15 @@ async def test_msgpack_with_headers(nats_server, mesh):
         assert await packed.call(anything, {"a": 1}, headers={"Note": "x"}) == {"a": 1}
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "content-type"])
+async def test_a_content_type_that_is_given_is_sent_alone_however_it_is_written(nats_server, mesh, name):
+    json = {name: "application/json"}
+    async with connect(nats_server.url, codec="msgpack") as packed:
+        assert await packed.call(anything, {"a": 1}, headers=json) == {"a": 1}
+        seen = (await packed.call(about, headers=json))["headers"]
+    assert {key: value for key, value in seen.items() if key.lower() == "content-type"} == json
+
+
 async def test_raw_bytes_may_be_of_any_type(mesh):
     image = {"Content-Type": "image/png"}
     assert await mesh.call(raw, b"abc", headers=image) == b"cba"
@@ -461,6 +470,35 @@ async def test_the_trace_and_nothing_else_goes_on_in_nested_calls(mesh):
     titled = {name.title(): value for name, value in TRACE.items()}
     seen = (await mesh.call(through, "rooms.about", headers=titled))["headers"]
     assert {name: seen[name] for name in TRACE} == TRACE
+
+
+OTHER = "00-11111111111111111111111111111111-2222222222222222-01"
+
+
+@pytest.mark.parametrize("name", ["traceparent", "Traceparent", "TRACEPARENT"])
+async def test_a_trace_that_is_given_goes_before_that_inherited_however_it_is_written(mesh, name):
+    seen = await inner_headers(mesh, {name: OTHER})
+    assert [value for key, value in seen.items() if key.lower() == "traceparent"] == [OTHER]
+    assert (seen["tracestate"], seen["baggage"]) == (TRACE["tracestate"], TRACE["baggage"])
+
+
+@pytest.mark.parametrize("name", ["Mesh-Caller", "mesh-caller"])
+async def test_a_service_cannot_pass_for_another(mesh, name):
+    seen = await inner_headers(mesh, {name: "bank/1"})
+    (caller,) = (value for key, value in seen.items() if key.lower() == "mesh-caller")
+    assert caller.startswith("outer/")
+
+
+async def inner_headers(mesh, given):
+    """What arrives of a call with these headers, made by a handler that was called with a trace."""
+    outer = Service("outer")
+
+    @outer.endpoint()
+    async def relay(ctx: Context) -> dict[str, Any]:
+        return await ctx.mesh.call(about, headers=given)
+
+    async with mesh.serve(outer):
+        return (await mesh.call(relay, headers=TRACE))["headers"]
 
 
 async def test_a_service_says_who_calls(mesh):

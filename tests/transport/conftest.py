@@ -107,8 +107,14 @@ class Proxy:
 
 
 @pytest.fixture
-async def proxy(nats_server):
-    async with Proxy(nats_server.port).running() as proxy:
+def proxy_to():
+    """Makes a proxy for the server on a port: `async with proxy_to(port) as proxy`."""
+    return lambda port: Proxy(port).running()
+
+
+@pytest.fixture
+async def proxy(proxy_to, nats_server):
+    async with proxy_to(nats_server.port) as proxy:
         yield proxy
 
 

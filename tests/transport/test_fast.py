@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nats.errors import BadSubjectError
 from support import until
 
 from meshkit import connect
@@ -113,17 +114,62 @@ async def test_jetstream_of_nats_py_works_beside_it(mesh):
         b"MSG\r\n",
         b"INFO {\r\n",
         b"x" * 2_000_000,
+        b"MSG alive SID -19\r\n",  # from behind the line, and a line break, it would begin again
+        b"MSG alive SID -1\r\nx\r\n",
+        b"HMSG alive SID 99 5\r\nhello\r\n",
+        b"HMSG alive SID -3 5\r\nhello\r\n",
     ],
 )
 async def test_what_is_not_the_protocol_ends_the_connection_and_not_the_client(proxy, said):
+    heard = []
+
+    def take(message):
+        heard.append(message.payload)
+        if len(heard) > 100:
+            pytest.fail("the same again and again")
+
     async with connect(proxy.url) as mesh:
-        heard = asyncio.Queue()
-        await mesh.transport.subscribe("alive", heard.put_nowait)
+        interest = await mesh.transport.subscribe("alive", take)
         await mesh.transport.flush()
-        proxy.inject(said)
+        number = b"%d" % interest._subscription._id
+        assert len(number) == 1
+        proxy.inject(said.replace(b"SID", number))
         await until(lambda: proxy.connections == 2 and mesh.transport.is_connected)
         await mesh.publish("alive", b"still here")
-        assert (await heard.get()).payload == b"still here"
+        await until(lambda: heard)
+    assert heard == [b"still here"]
+
+
+async def test_a_refused_subscription_leaves_nobody_to_take_the_messages_of_the_next(mesh):
+    taken, own = [], asyncio.Queue()
+    with pytest.raises(BadSubjectError):
+        await mesh.transport.subscribe("white space", taken.append)
+    await mesh.transport._client.subscribe("next", cb=own.put)
+    await mesh.publish("next", b"x")
+    await until(lambda: taken or not own.empty())
+    assert taken == []
+
+
+async def test_a_request_given_up_while_the_socket_is_full_is_not_sent_later(proxy, nats_server):
+    heard = []
+    async with connect(nats_server.url) as listener, connect(proxy.url) as mesh:
+        await listener.transport.subscribe("full.*", lambda message: heard.append(message.subject))
+        await listener.transport.flush()
+        await proxy.stall(mesh)
+        given_up, kept = (
+            asyncio.create_task(mesh.call(subject, timeout=60)) for subject in ("full.given_up", "full.kept")
+        )
+        await until(lambda: len(mesh.transport._waiting) == 2)
+        await mesh.publish("full.event")
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert heard == []
+        proxy.release()
+        await mesh.transport.flush()
+        await listener.transport.flush()
+        kept.cancel()
+        await asyncio.gather(kept, return_exceptions=True)
+    assert heard == ["full.kept", "full.event"]
 
 
 async def test_a_server_that_cuts_off_a_slow_consumer_is_connected_to_again(tmp_path):

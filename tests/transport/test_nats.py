@@ -394,6 +394,34 @@ async def test_a_call_that_gave_up_while_disconnected_is_never_sent(server):
     assert heard == []
 
 
+async def test_a_call_that_waits_for_the_connection_ends_with_the_block(server):
+    async with connect(server.url) as mesh:
+        await asyncio.to_thread(server.kill)
+        await until(lambda: not mesh.transport.is_connected)
+        call = asyncio.create_task(mesh.call("late", timeout=60))
+        await asyncio.sleep(0)
+        assert not call.done()
+    async with asyncio.timeout(1):
+        with pytest.raises(Disconnected, match="is closed"):
+            await call
+
+
+async def test_a_call_that_waited_is_refused_if_the_server_that_comes_takes_less(tmp_path):
+    """That server would end the connection for it."""
+    config = tmp_path / "nats.conf"
+    config.write_text("max_payload: 1MB")
+    with EmbeddedServer(config=config) as server:
+        async with connect(server.url) as mesh:
+            await asyncio.to_thread(server.kill)
+            await until(lambda: not mesh.transport.is_connected)
+            call = asyncio.create_task(mesh.call("large", b"x" * 5000, timeout=20))
+            await asyncio.sleep(0)
+            config.write_text("max_payload: 1000")
+            await asyncio.to_thread(server.restart)
+            with pytest.raises(BadRequest, match=r"5,0\d\d bytes, the server takes 1,000"):
+                await call
+
+
 async def test_a_request_not_yet_written_when_the_connection_breaks_is_not_sent_later(proxy, nats_server):
     """The caller was told that the connection is lost; an event that waited beside it is still sent."""
     heard = []
@@ -460,6 +488,51 @@ async def test_close_ends_whatever_the_server_does(proxy, clock):
         await clock.advance(6)
         async with asyncio.timeout(60):
             await closing
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancellation_while_the_block_closes_leaves_no_connection_and_no_task(proxy, turns):
+    before = asyncio.all_tasks()
+    ending = asyncio.Event()
+    meshes = []
+
+    async def use():
+        async with connect(proxy.url) as mesh:
+            meshes.append(mesh)
+            await mesh.transport.flush()
+            proxy.hold_replies()
+            ending.set()
+
+    using = asyncio.create_task(use())
+    await ending.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert meshes[0].transport._client.is_closed
+    proxy.release()
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_a_subscription_whose_drain_was_cancelled_does_not_come_back(proxy, nats_server):
+    heard = []
+    async with connect(proxy.url) as mesh, connect(nats_server.url) as other:
+        interest = await mesh.transport.subscribe("drained", heard.append)
+        await mesh.transport.flush()
+        proxy.hold_replies()
+        drain = asyncio.create_task(interest.drain())
+        await asyncio.sleep(0)
+        drain.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await drain
+        proxy.cut()
+        await until(lambda: proxy.connections == 2 and mesh.transport.is_connected)
+        await mesh.transport.flush()
+        await other.publish("drained")
+        await other.transport.flush()
+        await mesh.transport.flush()
+    assert heard == []
 
 
 async def test_close_while_disconnected(server):
