@@ -17,7 +17,7 @@ check: $(STAMP)check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
-# Every figure of docs/performance.md, in some three quarters of an hour; QUICK=1 only shows that it works.
+# Every figure of docs/performance.md, in an hour; QUICK=1 only shows that it works.
 # In an environment of its own: nats-py loads aiohttp, say, where it is installed, and takes longer and more memory.
 bench: .venv-bench/suite/.installed
 	.venv-bench/suite/bin/python -m benchmarks $(if $(QUICK),--quick) --json benchmarks.json --plots benchmark-plots

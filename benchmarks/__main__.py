@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     ):
         if unknown := set(names) - set(known):
             parser.error(f"{', '.join(unknown)}: no such {what}; there are {', '.join(known)}")
-    # Now, not after three quarters of an hour.
+    # Now, not after an hour.
     for file in filter(None, (given.json, given.markdown)):
         if file.is_dir() or not file.parent.is_dir():
             parser.error(f"{file}: not a file that can be written")

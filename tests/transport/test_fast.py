@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nats.errors import BadSubjectError
 from support import until
 
-from meshkit import connect
+from meshkit import Service, connect
 from meshkit.headers import render
 from meshkit.transport import fast
 from meshkit.transport.client import GuardedClient
@@ -234,3 +234,26 @@ async def test_tls_is_on_it(tls):
         await mesh.transport.subscribe("secret", heard.put_nowait)
         await mesh.publish("secret", b"x" * 300_000)
         assert len((await heard.get()).payload) == 300_000
+
+
+@pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})],
+    ids=["uvloop", "asyncio"],
+)
+async def test_a_burst_is_taken_in_turns_and_none_of_it_dropped(nats_server, anyio_backend):
+    """More than an instance keeps: uvloop would read all of it before the first task has run."""
+    heard = []
+    listener = Service("listener")
+
+    @listener.subscribe("burst")
+    async def on(number: int) -> None:
+        heard.append(number)
+
+    async with connect(nats_server.url) as sender, connect(nats_server.url) as mesh, mesh.serve(listener):
+        for number in range(50_000):
+            await sender.publish("burst", number)
+        sender.transport._client._write()
+        time.sleep(0.3)  # noqa: ASYNC251 # until the server has sent it all, and nothing of it is read
+        await until(lambda: len(heard) == 50_000)
+    assert heard == list(range(50_000))
