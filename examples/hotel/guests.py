@@ -12,7 +12,7 @@ import frontdesk
 import rooms
 from messages import Reservation, Stay
 
-from meshkit import Mesh, MeshError, Service
+from meshkit import Mesh, MeshError, Service, Unavailable
 
 T = TypeVar("T")
 
@@ -42,9 +42,16 @@ async def come(mesh: Mesh, counts: Counter[str]) -> None:
         # Who had a room when this service was last stopped still has it.
         for stay in await insist(lambda: mesh.call(rooms.guests)):
             tasks.create_task(stay_over(mesh, stay, counts))
+        await insist(lambda: opened(mesh))
         for name in itertools.cycle(NAMES):
             tasks.create_task(visit(mesh, name, counts))
             await asyncio.sleep(random.expovariate(ARRIVALS_PER_SECOND))
+
+
+async def opened(mesh: Mesh) -> None:
+    """All books are open. An event reaches who listens by then, and nobody later."""
+    if (await mesh.call(frontdesk.audit)).persistence is None:
+        raise Unavailable("nobody writes down what happens")
 
 
 async def visit(mesh: Mesh, name: str, counts: Counter[str]) -> None:
