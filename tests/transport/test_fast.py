@@ -113,6 +113,7 @@ async def test_jetstream_of_nats_py_works_beside_it(mesh):
         b"HMSG a 1 x 2\r\n",
         b"MSG\r\n",
         b"INFO {\r\n",
+        b"INFO " + b"[" * 100_000 + b"\r\n",
         b"x" * 2_000_000,
         b"MSG alive SID -19\r\n",  # from behind the line, and a line break, it would begin again
         b"MSG alive SID -1\r\nx\r\n",
