@@ -16,10 +16,10 @@ _AHEAD = 60.0
 class Deadlines(Generic[Entry]):
     """Something is to happen to each entry at its deadline, unless it is taken out before.
 
-    A timer of the event loop, set and cancelled for each call, would cost ten times as much. Entries are kept
-    in slots of a tenth of a second instead, and only what is still there when its slot begins gets a timer of
-    its own, which then is exact: a timing wheel of two levels (Varghese and Lauck, "Hashed and hierarchical
-    timing wheels", 1987).
+    A timer of the event loop, set and cancelled for each call, costs three times as much on uvloop and five
+    times on asyncio (`python -m benchmarks.layers`). Entries are kept in slots of a tenth of a second, and
+    only what is still there when its slot begins gets a timer of its own, which then is exact: a timing wheel
+    of two levels (Varghese and Lauck, "Hashed and hierarchical timing wheels", 1987).
 
     Args:
         expire: What is to happen. The entry is out of its slot then.

@@ -74,7 +74,7 @@ def trace(head: bytes) -> bytes:
     return b"".join(b"\r\n%b:%b" % header for header in found.items())
 
 
-# Where nothing is left to do with the response it need not be a coroutine: one less is a twentieth of a call.
+# Where nothing is left to do with the response it need not be a coroutine, which takes 0.1 µs.
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 Layer: TypeAlias = Callable[[Handler], Handler]
 

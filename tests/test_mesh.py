@@ -383,7 +383,7 @@ async def test_a_nested_call_ends_with_the_deadline_of_the_outer_one(mesh):
 
 async def test_expired_work_is_refused(mesh):
     error = await refusal(mesh, "rooms.nothing", {"Mesh-Timeout": "0"})
-    assert (error.code, error.message) == (504, "the deadline had passed when the call arrived")
+    assert (error.code, error.message) == (504, "the deadline had passed when the call's turn came")
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "1.5", "9" * 5000, "²", ""])

@@ -56,6 +56,20 @@ async def test_expired_requests_take_no_slot():
     running.cancel()
 
 
+async def test_what_expired_while_something_kept_the_event_loop_is_refused(clock):
+    begun = []
+
+    async def handle(_request):
+        begun.append(1)
+        return Response(b"")
+
+    asked = request(1)
+    await clock.advance(1)
+    with pytest.raises(DeadlineExceeded, match="had passed when"):
+        await server(handle)(asked)
+    assert not begun
+
+
 async def test_waiting_for_a_slot_counts_against_the_deadline(clock):
     bound = Concurrency(1, 1, "busy")
     stack = server(forever, bounds=[bound], expire=lambda _request: waiting.cancel())

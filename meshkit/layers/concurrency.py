@@ -45,10 +45,7 @@ class Concurrency:
             try:
                 return await following(request)
             finally:
-                if self._waiting:
-                    self._leave()
-                else:
-                    self.running -= 1
+                self._leave()
 
         return handle
 

@@ -60,11 +60,13 @@ def enforce(deadlines: Deadlines[Request]) -> Layer:
     Args:
         deadlines: Cancels the task that handles a request at the request's deadline.
     """
+    loop = asyncio.get_running_loop()
 
     def layer(following: Handler) -> Handler:
         async def handle(request: Request) -> Response:
-            if request.deadline <= request.started:
-                raise DeadlineExceeded("the deadline had passed when the call arrived")
+            # Not when it arrived: something may have kept the event loop since then.
+            if request.deadline <= loop.time():
+                raise DeadlineExceeded("the deadline had passed when the call's turn came")
             slot = deadlines.add(request, request.deadline)
             try:
                 return await following(request)
