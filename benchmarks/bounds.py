@@ -64,19 +64,29 @@ BOUNDS = (
         over("rate", "meshkit_bare", "wire_headers_there"),
     ),
     Bound(
-        "calls/s: meshkit with everything / bare nats-py without headers",
+        "calls/s: meshkit as it is / bare nats-py without headers",
         over("rate", "meshkit", "nats_py"),
         least=1.1,
     ),
     Bound(
-        "p50 alone: meshkit with everything / bare nats-py with three headers",
+        "p50 alone: meshkit as it is / bare nats-py with three headers",
         over("alone p50", "meshkit", "nats_py_headers"),
         most=1.0,
     ),
     Bound(
-        "p50 alone: meshkit with everything / bare nats-py, headers there only",
+        "p50 alone: meshkit as it is / bare nats-py, headers there only",
         over("alone p50", "meshkit", "nats_py_headers_there"),
         most=1.0,
+    ),
+    Bound(
+        "caller's processor time, in µs: every layer there is, more than no optional layer",
+        lambda at: at("meshkit_all", "client") - at("meshkit_bare", "client"),
+        most=15,
+    ),
+    Bound(
+        "callee's processor time, in µs: every layer there is, more than no optional layer",
+        lambda at: at("meshkit_all", "server") - at("meshkit_bare", "server"),
+        most=15,
     ),
     Bound("calls/s: meshkit / gRPC behind two Envoys", over("rate", "meshkit", "grpc_envoy"), least=10),
     Bound(

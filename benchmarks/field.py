@@ -67,13 +67,23 @@ CONTENDERS = {
     "wire": Contender("the limit: no library, no headers", "wire"),
     "wire_headers": Contender("the limit: three headers", "wire", server=_HEADERS, client=_HEADERS),
     "wire_headers_there": Contender("the limit: three headers there, none back", "wire", client=_HEADERS),
-    "meshkit_bare": Contender("meshkit, no optional layer", "meshkit_", server={"layers": []}),
-    "meshkit_statistics": Contender(
-        "meshkit, statistics alone", "meshkit_", server={"layers": ["statistics"]}
+    "meshkit_bare": Contender(
+        "meshkit, no optional layer", "meshkit_", server={"layers": []}, client={"layers": "none"}
     ),
-    "meshkit_concurrency": Contender("meshkit, concurrency alone", "meshkit_", server={"layers": ["bounds"]}),
-    "meshkit": Contender("meshkit, everything", "meshkit_"),
-    "meshkit_mtls": Contender("meshkit, everything, mutual TLS", "meshkit_", "nats-tls"),
+    "meshkit_statistics": Contender(
+        "meshkit, statistics alone",
+        "meshkit_",
+        server={"layers": ["statistics"]},
+        client={"layers": "none"},
+    ),
+    "meshkit_concurrency": Contender(
+        "meshkit, concurrency alone", "meshkit_", server={"layers": ["bounds"]}, client={"layers": "none"}
+    ),
+    "meshkit_all": Contender(
+        "meshkit, every layer there is", "meshkit_", server={"everything": True}, client={"layers": "all"}
+    ),
+    "meshkit": Contender("meshkit, as it is", "meshkit_"),
+    "meshkit_mtls": Contender("meshkit, as it is, mutual TLS", "meshkit_", "nats-tls"),
 }
 
 

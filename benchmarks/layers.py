@@ -18,15 +18,22 @@ import uvloop
 from benchmarks import report
 from benchmarks.work import Answer, Ask
 from meshkit import Service, connect
+from meshkit.budget import RetryBudget
 from meshkit.codec import Decoder, encode
 from meshkit.deadlines import Deadlines
 from meshkit.headers import line
 from meshkit.layers import deadline
+from meshkit.layers.breaker import Breaker
 from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.hedge import hedge
 from meshkit.layers.propagation import propagate
+from meshkit.layers.rate_limit import rate_limit
 from meshkit.layers.rescue import rescue
-from meshkit.layers.statistics import Statistics
+from meshkit.layers.retry import retry
+from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CALLER, CURRENT, TIMEOUT, Handler, Layer, Request, Response
+from meshkit.policy import RateLimit
+from meshkit.quota import quota
 from meshkit.transport.server import EmbeddedServer
 
 SLICES, CALLS = 150, 500
@@ -75,20 +82,66 @@ def run(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
     return awaitable
 
 
+def limit(**kind: str) -> Layer:
+    """A rate limit that is never met."""
+    return rate_limit(quota(RateLimit("1000000/second", **kind), "bench"))
+
+
+def breaker(statistics: CallStatistics) -> Breaker:
+    """A circuit breaker as it is by default."""
+    return Breaker(
+        "bench",
+        failures=7,
+        success=0.8,
+        calls=5,
+        window=10,
+        open_first=1,
+        open_most=60,
+        statistics=statistics,
+    )
+
+
 def layers() -> list[list[Any]]:
     """A row for each layer."""
     CURRENT.set(Request("driver.drive", b"", HEAD, 0.0, 1e9))
+    statistics = CallStatistics()
+    budget = RetryBudget(0.2, 10)
+    adaptive = Concurrency(100, 100, "bench", adaptive=True)
     sides: dict[str, tuple[bytes, dict[str, Layer]]] = {
         "callee": (
             HEAD,
             {
                 "statistics": Statistics().layer,
                 "deadline: enforce": deadline.enforce(Deadlines(id)),
+                "rate limit, moving window": limit(window="moving"),
+                "rate limit, fixed window": limit(window="fixed"),
+                "rate limit, sliding window": limit(window="sliding"),
+                "rate limit, fixed window by caller": limit(window="fixed", by="caller"),
                 "concurrency, one bound": Concurrency(100, 100, "bench").layer,
+                "concurrency, adaptive": adaptive.layer,
                 "rescue": rescue,
             },
         ),
-        "caller": (b"", {"propagation": propagate(CALLER_NAME), "deadline: carry": deadline.carry}),
+        "caller": (
+            b"",
+            {
+                "propagation": propagate(CALLER_NAME),
+                "propagation, with a priority": propagate(CALLER_NAME, "critical"),
+                "retry": retry(
+                    retries=2,
+                    idempotent=True,
+                    codes=(500,),
+                    delay=0.025,
+                    delay_most=0.25,
+                    budget=budget,
+                    statistics=statistics,
+                ),
+                "hedge, live p95": hedge(None, budget=budget, statistics=statistics),
+                "breaker": breaker(statistics).layer,
+                "deadline: attempt": deadline.attempt(1.0),
+                "deadline: carry": deadline.carry,
+            },
+        ),
     }
     rows: list[list[Any]] = []
     for side, (head, its) in sides.items():
@@ -122,7 +175,7 @@ async def steps(url: str) -> list[list[Any]]:
     async with connect(url) as mesh:
         transport: Any = mesh.transport
         interest = await transport.subscribe("bench.deliver", id)
-        wire, number = transport._client._wire, interest._subscription._id
+        wire, number = transport._client._wire, interest.subscription._id
         block = b"NATS/1.0" + HEAD
         words = b"bench.deliver %d _INBOX.0123456789abcdef012345.0123456789abcdef" % number
         sizes = b"%d %d" % (len(block), len(block) + len(ASK))

@@ -19,16 +19,19 @@ from meshkit.errors import (
     Overloaded,
     RateLimited,
     ServiceError,
+    StreamBroken,
     Unauthorized,
     Unavailable,
 )
 from meshkit.mesh import Mesh, connect
 from meshkit.message import Context
+from meshkit.policy import CallPolicy, Policies, RateLimit, ServePolicy
 from meshkit.service import Endpoint, Service
 
 __all__ = [
     "BadReply",
     "BadRequest",
+    "CallPolicy",
     "Cancelled",
     "CircuitOpen",
     "ConfigError",
@@ -46,9 +49,13 @@ __all__ = [
     "NoResponders",
     "NotFound",
     "Overloaded",
+    "Policies",
+    "RateLimit",
     "RateLimited",
+    "ServePolicy",
     "Service",
     "ServiceError",
+    "StreamBroken",
     "Unauthorized",
     "Unavailable",
     "connect",

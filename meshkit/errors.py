@@ -17,7 +17,8 @@
     │   ├── Disconnected              no         no connection to NATS
     │   └── CircuitOpen               no         the caller's own breaker refused
     ├── DeadlineExceeded        504   unknown    no answer in time (also a TimeoutError)
-    └── ConnectionLost          503   unknown    the connection broke during the call (also a ConnectionError)
+    ├── ConnectionLost          503   unknown    the connection broke during the call (also a ConnectionError)
+    └── StreamBroken            503   unknown    items of a stream did not arrive
 
     DeclarationError, ConfigError (both ValueError): mistakes of who writes or runs a service.
 
@@ -25,6 +26,7 @@ On the wire an error is the two headers of the NATS services protocol (ADR-32), 
 `docs/wire.md`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -54,6 +56,7 @@ class MeshError(Exception):
         instance: `service/instance` that answered, where known.
         attempt: Which attempt this was, from 1.
         elapsed: Seconds from the call to the error.
+        budget_spent: Whether the call was to be tried again, and the target's retry budget did not allow it.
     """
 
     code: int = 500
@@ -67,6 +70,7 @@ class MeshError(Exception):
         self.instance: str | None = None
         self.attempt: int = 1
         self.elapsed: float | None = None
+        self.budget_spent = False
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -78,6 +82,8 @@ class MeshError(Exception):
             where.append(f"{self.elapsed:.3f} s")
         if self.instance:
             where.insert(0, f"instance {self.instance}")
+        if self.budget_spent:
+            where.append("retry budget spent")
         return f"{self.target}: {text} ({', '.join(where)})"
 
 
@@ -214,6 +220,12 @@ class ConnectionLost(MeshError, ConnectionError):
     code = 503
 
 
+class StreamBroken(MeshError):
+    """Items of a stream did not arrive."""
+
+    code = 503
+
+
 class DeclarationError(ValueError):
     """A service, endpoint or handler is declared in a way that cannot work; the text says what to write."""
 
@@ -263,7 +275,7 @@ def to_headers(error: MeshError, instance: str) -> dict[str, str]:
     if error.executed is False and not isinstance(error, BadRequest | Unauthorized | Forbidden):
         headers[NACK] = _NACKS.get(type(error), "refused")
     if error.retry_after is not None and 0 <= error.retry_after < _LONGEST_RETRY:
-        headers[RETRY_AFTER] = str(round(error.retry_after * 1000))
+        headers[RETRY_AFTER] = str(math.ceil(error.retry_after * 1000))  # a moment earlier is too early
     return headers
 
 

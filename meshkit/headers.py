@@ -47,6 +47,11 @@ def find(head: bytes, start: bytes) -> str | None:
     return (head[at:] if end < 0 else head[at:end]).strip().decode("utf-8", "replace")
 
 
+def whole(text: str) -> int | None:
+    """A header's value as a whole number; None if it is none, or has more than twelve digits."""
+    return int(text) if len(text) <= 12 and text.isascii() and text.isdigit() else None
+
+
 def parse(head: bytes) -> dict[str, str]:
     """All headers of a head, and its status as if it were one; whatever the bytes, this returns.
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import anyio
 
 from meshkit import codec
 from meshkit.deadlines import Deadlines
-from meshkit.discovery.description import describe, report
+from meshkit.discovery.description import announce, describe, report
 from meshkit.discovery.protocol import timestamp
 from meshkit.discovery.responder import Responder
 from meshkit.errors import BadRequest, InternalError, MeshError, Overloaded, Unavailable, to_headers
@@ -24,11 +24,13 @@ from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
 from meshkit.lifespan import Lifespan
 from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
+from meshkit.policy import ENDPOINT_DEFAULTS, SERVICE_DEFAULTS, Effective, Source, put_together
+from meshkit.producer import end, produce
 from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature
-from meshkit.stack import event_stack, server_stack
+from meshkit.stack import Bounds, event_stack, server_stack
 from meshkit.threads import Threads
-from meshkit.transport import Message, Transport
+from meshkit.transport import CANCEL, Message, Transport
 from meshkit.transport import Subscription as Interest
 
 if TYPE_CHECKING:
@@ -68,20 +70,25 @@ class Instance:
         self._mesh = mesh
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._policy, _ = put_together([Source(SERVICE_DEFAULTS, ""), Source(service.serve, "")])
         self._statistics = {endpoint: Statistics() for endpoint in service.endpoints}
         self._responder = Responder(
             transport,
             functools.partial(describe, service, instance_id, transport.max_payload),
+            functools.partial(announce, service, instance_id),
             functools.partial(report, service, instance_id, timestamp(datetime.now(UTC)), self._statistics),
             {name: functools.partial(self._check, check) for name, check in service.checks.items()},
         )
         self._interests: list[Interest] = []
+        # In calls whose callers have gone.
+        self._cancels: list[Interest] = []
+        self._gone: dict[str, str] = {}
         self._lifespan: Lifespan | None = None
         self._running: dict[Request, asyncio.Task[None]] = {}
         self._deadlines: Deadlines[Request] = Deadlines(self._cancel)
         # What the bounds admit, and refusals on their way: more only pile up if nothing can be written.
         waiting = sum(subscription.backlog for subscription in service.subscriptions)
-        self._most_running = service.concurrency + service.backlog + waiting + _REFUSALS
+        self._most_running = self._policy.concurrency + self._policy.backlog + waiting + _REFUSALS
         self._overrun = False
         self._dropped = 0
         self._threads = Threads(_THREADS, service.name)
@@ -103,11 +110,15 @@ class Instance:
                 self.state = await self._lifespan.enter()
             for subscription in self.service.subscriptions:
                 await self._subscribe(subscription, self._events(subscription))
-            bound = Concurrency(self.service.concurrency, self.service.backlog, self.service.name)
+            shared = self._bounds(self._policy, self.service.name)
             for endpoint in self.service.endpoints:
-                await self._subscribe(endpoint, self._calls(endpoint, bound))
+                await self._subscribe(endpoint, self._calls(endpoint, shared))
+                # Not in a queue group: nobody but the instance that runs the call knows that it does.
+                of_calls = CANCEL + endpoint.pattern.wire
+                self._cancels.append(await self._transport.subscribe(of_calls, self._on_gone))
             await self._responder.start()
             await self._transport.flush()
+            await self._responder.announce()
         except BaseException:
             await self.stop()
             raise
@@ -132,17 +143,20 @@ class Instance:
 
     async def _drain(self) -> None:
         """Take nothing new, answer what was delivered, wait for what runs."""
-        leaving = [self._responder.stop(), *(interest.drain() for interest in self._interests)]
-        for outcome in await asyncio.gather(*leaving, return_exceptions=True):
-            if outcome is not None:
-                log.error("%s: a subscription did not end as it should: %r", self.name, outcome)
+        await self._leave(self._responder.stop(), *(interest.drain() for interest in self._interests))
         await self._wait_for_tasks(DRAIN_TIMEOUT)
         if self._running:
             for request in self._running:
                 self._cancel(request)
             await self._wait_for_tasks(_CANCEL_TIMEOUT)
+        await self._leave(*(interest.close() for interest in self._cancels))
         if left := sum(not task.done() for task in self._running.values()):
             log.error("%s: %d handlers do not end when they are cancelled", self.name, left)
+
+    async def _leave(self, *leaving: Awaitable[None]) -> None:
+        for outcome in await asyncio.gather(*leaving, return_exceptions=True):
+            if outcome is not None:
+                log.error("%s: a subscription did not end as it should: %r", self.name, outcome)
 
     async def _wait_for_tasks(self, seconds: float) -> None:
         if self._running:
@@ -159,26 +173,43 @@ class Instance:
 
     # Messages
 
-    def _calls(self, endpoint: Endpoint[..., Any, Any], bound: Concurrency) -> Callable[[Message], None]:
-        """What takes the calls of an endpoint."""
-        bounds = [bound]
-        if endpoint.concurrency is not None:
-            own = Concurrency(
-                endpoint.concurrency, self.service.backlog, f"{self.service.name}.{endpoint.name}"
+    def _bounds(self, policy: Effective, what: str) -> Bounds:
+        """What keeps calls from being too many."""
+        bounds = Bounds()
+        if policy.rate_limit is not None:
+            from meshkit.quota import quota  # which takes 40 ms to import
+
+            bounds.quota = quota(
+                policy.rate_limit, what, transport=self._transport, service=self.service.name
             )
-            bounds.insert(0, own)
+        if policy.concurrency is not None:
+            bounds.concurrency = Concurrency(
+                policy.concurrency, policy.backlog, what, adaptive=policy.adaptive
+            )
+        return bounds
+
+    def _calls(self, endpoint: Endpoint[..., Any, Any], shared: Bounds) -> Callable[[Message], None]:
+        """What takes the calls of an endpoint.
+
+        Args:
+            endpoint: Whose calls.
+            shared: Bounds of the service as a whole.
+        """
+        said = [*endpoint.serve_policies, *self._mesh.policies.for_endpoint(endpoint.pattern.wire)]
+        policy, _ = put_together([Source(ENDPOINT_DEFAULTS, ""), *said])
         stack = server_stack(
             self._handler(endpoint.signature),
             statistics=self._statistics[endpoint],
             deadlines=self._deadlines,
-            bounds=bounds,
+            own=self._bounds(policy, endpoint.pattern.declared),
+            shared=shared,
         )
-        most = endpoint.timeout or math.inf
-        usual = endpoint.timeout or DEFAULT_TIMEOUT
+        most = policy.timeout or math.inf
+        usual = policy.timeout or DEFAULT_TIMEOUT
 
         def take(message: Message) -> None:
             request = self._request(message)
-            self._spawn(request, self._answer(stack, request, message.reply, usual, most))
+            self._spawn(request, self._answer(stack, request, usual, most))
 
         return take
 
@@ -199,7 +230,33 @@ class Instance:
         return take
 
     def _request(self, message: Message) -> Request:
-        return Request(message.subject, message.payload, message.head, self._loop.time(), math.inf, self.name)
+        return Request(
+            message.subject,
+            message.payload,
+            message.head,
+            self._loop.time(),
+            math.inf,
+            self.name,
+            message.reply,
+        )
+
+    def _on_gone(self, message: Message) -> None:
+        """A caller waits no more for the call whose reply subject this is."""
+        if message.payload:
+            if not self._gone:
+                # When that call's task has begun: else it would end without a word. One search for all.
+                self._loop.call_soon(self._stop_gone)
+            self._gone[message.payload.decode(errors="replace")] = message.subject
+
+    def _stop_gone(self) -> None:
+        for request in self._running:
+            if self._is_gone(request) and not request.is_abandoned:
+                request.is_abandoned = True
+                self._cancel(request)
+        self._gone.clear()
+
+    def _is_gone(self, request: Request) -> bool:
+        return self._gone.get(request.reply) == CANCEL + request.subject
 
     def _spawn(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
         """Leave the transport's callback: the work goes on in a task and a context of its own."""
@@ -214,34 +271,40 @@ class Instance:
         if not task.done():
             self._running[request] = task
 
-    async def _answer(self, stack: Handler, request: Request, reply: str, usual: float, most: float) -> None:
+    async def _answer(self, stack: Handler, request: Request, usual: float, most: float) -> None:
         """Handle a call and send the answer, whatever it is."""
         CURRENT.set(request)
+        # Both may have been read at once, by a process that was stopped for a while.
+        request.is_abandoned = bool(self._gone) and self._is_gone(request)
         try:
             request.deadline = request.started + min(_time_left(request.head, usual), most)
             response = await stack(request)
         except MeshError as error:
-            response = Response(b"", render(to_headers(error, self.name)))
+            response = self._refusal(request, error)
         except asyncio.CancelledError:
             # The drain's time is over.
             error = Unavailable("the instance stopped before the call was finished")
-            response = Response(b"", render(to_headers(error, self.name)))
+            response = self._refusal(request, error)
         # Tasks that the handler has started go on without its deadline.
         request.deadline = math.inf
         try:
-            if reply:
-                await self._transport.publish(reply, response.payload, response.head)
+            if request.reply:
+                await self._transport.publish(request.reply, response.payload, response.head)
         except MeshError as error:
-            await self._apologise(request, reply, error)
+            await self._apologise(request, error)
         finally:
             self._running.pop(request, None)
 
-    async def _apologise(self, request: Request, reply: str, error: MeshError) -> None:
+    def _refusal(self, request: Request, error: MeshError) -> Response:
+        head = render(to_headers(error, self.name))
+        return Response(b"", head + end(request) if request.sent else head)
+
+    async def _apologise(self, request: Request, error: MeshError) -> None:
         """The answer could not be sent: say so to whoever may still hear it."""
         if isinstance(error, BadRequest):
             refusal = InternalError(f"the reply cannot be sent: {error.message}")
             try:
-                await self._transport.publish(reply, b"", render(to_headers(refusal, self.name)))
+                await self._transport.publish(request.reply, b"", render(to_headers(refusal, self.name)))
             except MeshError as worse:
                 error = worse
             else:
@@ -268,6 +331,11 @@ class Instance:
         """The inside of a stack: decode, call the user's function, encode."""
         function, arguments, message = signature.function, signature.arguments, signature.message
 
+        async def stream(request: Request) -> Response:
+            kind = codec.content_type(request.head, any_if_raw=message)
+            given = arguments(request, kind, self._context)
+            return await produce(function(**given), request, kind, self._transport)
+
         async def handle(request: Request) -> Response:
             kind = codec.content_type(request.head, any_if_raw=message)
             given = arguments(request, kind, self._context)
@@ -277,7 +345,7 @@ class Instance:
                 value = await self._threads.run(function, **given)
             return Response(codec.encode(value, kind))
 
-        return handle
+        return stream if signature.is_stream else handle
 
     def _context(self, request: Request) -> Context:
         return Context(request, self._mesh, self.state)

@@ -2,36 +2,57 @@
 
 import asyncio
 import functools
+import inspect
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, overload
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
 
 import anyio
 import msgspec
 
 from meshkit import codec, loop
 from meshkit import headers as wire
+from meshkit.callee import Callee, Callees
 from meshkit.codec import Decoder
 from meshkit.discovery import registry
+from meshkit.discovery.directory import Directory
 from meshkit.discovery.protocol import NAME, new_instance_id
 from meshkit.discovery.registry import DiscoveredService
-from meshkit.errors import BadReply, BadRequest, ConfigError, MeshError, from_headers
+from meshkit.errors import (
+    BadReply,
+    BadRequest,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InternalError,
+    MeshError,
+    RateLimited,
+    Unavailable,
+    from_headers,
+)
 from meshkit.instance import Instance
 from meshkit.layers.propagation import merge
-from meshkit.message import CURRENT, DEFAULT_TIMEOUT, LONGEST_TIMEOUT, Request, Response
+from meshkit.message import CURRENT, LONGEST_TIMEOUT, Opening, Request, Response
+from meshkit.policy import NO_POLICIES, CallPolicy, Policies, load
 from meshkit.service import Endpoint, Service, Target
-from meshkit.stack import client_stack
+from meshkit.stream import ROOM, Stream, refuse
 from meshkit.subject import check
 from meshkit.transport import Transport
 
 R = TypeVar("R")
+Errors = type[MeshError] | tuple[type[MeshError], ...]
 StrPath = str | os.PathLike[str]
 
 _decoder = functools.lru_cache(maxsize=1024)(Decoder)
 _RAW = Decoder(bytes)
+_ANYTHING = Decoder(Any)
+
+# What a fallback is for: the callee fails, is not there, or has too much to do. Not the caller's mistakes.
+_FAILURES = (Unavailable, DeadlineExceeded, ConnectionLost, RateLimited, InternalError)
 
 
 class Mesh:
@@ -41,16 +62,30 @@ class Mesh:
         transport: The connection.
         content: Content type of what is sent.
         caller: `service/instance` whose mesh this is; None for a client that is no service.
+        policies: For calls, and for the services that are served.
+        directory: What services announce; one for all meshes of a connection.
     """
 
-    def __init__(self, transport: Transport, *, content: str = codec.JSON, caller: str | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        content: str = codec.JSON,
+        caller: str | None = None,
+        policies: Policies = NO_POLICIES,
+        directory: Directory | None = None,
+    ) -> None:
         self.transport = transport
+        self.policies = policies
+        self.directory = Directory(transport) if directory is None else directory
         self._content = content
         # What travels with a message that is given no headers.
         self._head = b"" if content == codec.JSON else wire.line(codec.CONTENT_TYPE, content)
         self._caller = caller
         self._loop = asyncio.get_running_loop()
-        self._stack = client_stack(self._send, caller=caller)
+        self._callees = Callees(
+            transport, self._send, caller=caller, policies=policies, directory=self.directory
+        )
 
     @overload
     async def call(
@@ -58,9 +93,22 @@ class Mesh:
         target: Endpoint[..., Any, R] | Target[R],
         message: object = ...,
         *,
-        timeout: float | None = ...,
+        timeout: float | str | None = ...,
         headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
     ) -> R: ...
+    @overload
+    async def call(
+        self,
+        target: Endpoint[..., Any, R] | Target[R],
+        message: object = ...,
+        *,
+        timeout: float | str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
+        fallback: object,
+        fallback_for: Errors = ...,
+    ) -> R | Any: ...
     @overload
     async def call(
         self,
@@ -68,8 +116,9 @@ class Mesh:
         message: object = ...,
         *,
         returns: type[R],
-        timeout: float | None = ...,
+        timeout: float | str | None = ...,
         headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
     ) -> R: ...
     @overload
     async def call(
@@ -78,8 +127,11 @@ class Mesh:
         message: object = ...,
         *,
         returns: Any = ...,
-        timeout: float | None = ...,
+        timeout: float | str | None = ...,
         headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
+        fallback: object = ...,
+        fallback_for: Errors = ...,
     ) -> Any: ...
     async def call(
         self,
@@ -87,8 +139,11 @@ class Mesh:
         message: object = None,
         *,
         returns: Any = ...,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         headers: Mapping[str, str] | None = None,
+        policy: CallPolicy | None = None,
+        fallback: object = ...,
+        fallback_for: Errors = _FAILURES,
     ) -> Any:
         """Call an endpoint and wait for its reply.
 
@@ -98,33 +153,164 @@ class Mesh:
                 message.
             returns: The type of the reply; an endpoint's own by default, for a subject whatever the reply's
                 JSON is. `bytes` is the payload as it is.
-            timeout: Seconds to wait; the endpoint's own by default, else 5. Within a handler the call ends
-                with the handler's own deadline, if that is earlier.
+            timeout: How long to wait in all, in seconds or as text such as `"250ms"`; the endpoint's own by
+                default, else 5. Within a handler the call ends with the handler's own deadline, if that is
+                earlier.
             headers: To send along.
+            policy: What is to be done to keep this call alive, where that differs from what holds for its
+                target.
+            fallback: What the call gives if it fails: a value, or a function of the error, which may be
+                async, and may raise it again.
+            fallback_for: The errors that it is for. By default those of a callee that fails, is not there, or
+                has too much to do: `Unavailable`, `DeadlineExceeded`, `ConnectionLost`, `RateLimited`,
+                `InternalError`.
 
         Raises:
             MeshError: The call failed; `meshkit.errors` has the tree.
             BadReply: The reply is not of the type asked for.
-            ValueError: The subject, a header or the timeout is none.
+            ValueError: The subject, a header, the timeout or the policy is none.
             TypeError: msgspec cannot encode the message.
         """
         started = self._loop.time()
-        subject, decoder, usual = _resolve(target, returns)
+        subject, decoder, callee = self._resolve(target, returns)
+        if policy is not None:
+            callee = callee.under(policy)
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         request = Request(
             subject,
             b"" if message is None else codec.encode(message, kind),
             head,
             started,
-            _deadline(started, usual if timeout is None else timeout),
+            _deadline(started, callee.timeout if timeout is None else timeout),
         )
         try:
-            response = await self._stack(request)
+            response = await callee.stack(request)
             return _decode(decoder, response, kind)
         except MeshError as error:
             error.target = subject
             error.elapsed = self._loop.time() - started
-            raise
+            if fallback is ... or not isinstance(error, fallback_for):
+                raise
+            callee.statistics.fallbacks += 1
+            return await _fall_back(fallback, error)
+
+    @overload
+    def stream(
+        self,
+        target: Endpoint[..., AsyncIterator[R], R] | Target[R],
+        message: object = ...,
+        *,
+        timeout: float | str | None = ...,
+        message_timeout: float | str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        target: str,
+        message: object = ...,
+        *,
+        returns: type[R],
+        timeout: float | str | None = ...,
+        message_timeout: float | str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        target: str | Endpoint[..., AsyncIterator[Any], Any] | Target[Any],
+        message: object = ...,
+        *,
+        returns: Any = ...,
+        timeout: float | str | None = ...,
+        message_timeout: float | str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        policy: CallPolicy | None = ...,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        target: str | Endpoint[..., Any, Any] | Target[Any],
+        message: object = None,
+        *,
+        returns: Any = ...,
+        timeout: float | str | None = None,
+        message_timeout: float | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        policy: CallPolicy | None = None,
+    ) -> Stream[Any]:
+        """Read what an endpoint yields, item by item: `async for line in mesh.stream(tail, Query())`.
+
+        The handler stops when nobody reads any more: after a `break`, at the end of an `async with`, when a
+        read is cancelled. It runs at most 64 items ahead of its reader. What keeps a call alive does so for
+        the opening of a stream; once an item has come, nothing is tried again.
+
+        Args:
+            target: As in `call`.
+            message: As in `call`.
+            returns: The type of an item, as in `call`.
+            timeout: How long the stream may take in all; by default as long as it takes. Within a handler it
+                ends with the handler's own deadline, if that is earlier.
+            message_timeout: How long an item may take to come, while it is waited for; by default what a call
+                to the target may take.
+            headers: As in `call`.
+            policy: As in `call`.
+
+        Raises:
+            ValueError: The subject, a header, a timeout or the policy is none.
+            TypeError: msgspec cannot encode the message, or the endpoint is no stream.
+            StreamBroken: While reading: items were lost.
+            ConnectionLost: While reading: the connection broke, and items may be lost.
+            DeadlineExceeded: While reading: no item came in time.
+            BadReply: While reading: an item is not of the type asked for.
+            MeshError: While reading: what `call` raises, or the handler failed after some items.
+        """
+        subject, decoder, callee = self._resolve(target, returns, stream=True)
+        if policy is not None:
+            callee = callee.under(policy)
+        head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
+        payload = b"" if message is None else codec.encode(message, kind)
+        return Stream(
+            callee.opening,
+            Opening(subject, payload, head + ROOM, 0, 0),
+            functools.partial(_decode, decoder, kind=kind),
+            timeout=LONGEST_TIMEOUT if timeout is None else _seconds(timeout),
+            message_timeout=callee.timeout if message_timeout is None else _seconds(message_timeout),
+        )
+
+    def _resolve(
+        self,
+        target: str | Endpoint[..., Any, Any] | Target[Any],
+        returns: Any,
+        *,
+        stream: bool = False,
+    ) -> tuple[str, Decoder, Callee]:
+        """Where a call goes, what its reply is, and what is known of the callee."""
+        if isinstance(target, str):
+            # A subject that is known has been checked.
+            callee = self._callees.get(target) or self._callees.meet(check(target))
+            return target, _ANYTHING if returns is ... else _decoder(returns), callee
+        if isinstance(target, Endpoint):
+            endpoint, subject = target, target.subject
+            if endpoint.pattern.wire != subject:
+                raise ValueError(
+                    f"{endpoint.name} is on {subject!r}: call {endpoint.name}.at(...) with its parameters, "
+                    "or a subject"
+                )
+        elif isinstance(target, Target):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+            endpoint, subject = target.endpoint, target.subject
+        else:
+            raise TypeError(f"{target!r} cannot be called; give a subject, an endpoint, or endpoint.at(...)")
+        if endpoint.signature.is_stream is not stream:
+            how = "yields: read it with mesh.stream(...)" if endpoint.is_stream else "yields nothing: call it"
+            raise TypeError(f"{endpoint.name} {how}")
+        callee = (
+            self._callees.get(endpoint)
+            or self._callees.get((endpoint, subject))
+            or self._callees.meet(subject, endpoint)
+        )
+        return subject, endpoint.signature.reply if returns is ... else _decoder(returns), callee
 
     def _given(self, headers: Mapping[str, str], message: object) -> tuple[bytes, str]:
         """What travels with a message that is given headers, and its content type."""
@@ -138,11 +324,13 @@ class Mesh:
         message = await self.transport.request(
             request.subject, request.payload, request.head, request.deadline
         )
-        if message.head and (error := from_headers(message.headers)) is not None:
-            try:
-                raise error
-            finally:
-                del error  # else it and this frame keep each other until the garbage collector comes
+        if message.head:
+            if (error := from_headers(message.headers)) is not None:
+                try:
+                    raise error
+                finally:
+                    del error  # else it and this frame keep each other until the garbage collector comes
+            refuse(self.transport, request.subject, message)
         return Response(message.payload, message.head)
 
     async def publish(
@@ -165,7 +353,7 @@ class Mesh:
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         current = CURRENT.get()
         if current is not None:
-            head = merge(current.trace, head)
+            head = merge(current.inherited, head)
         payload = b"" if message is None else codec.encode(message, kind)
         await self.transport.publish(subject, payload, head)
 
@@ -183,13 +371,24 @@ class Mesh:
         instance_id = instance_id or new_instance_id()
         if not NAME.match(instance_id):
             raise ValueError(f"instance id {instance_id!r} may hold letters, digits, - and _ only")
-        mesh = Mesh(self.transport, content=self._content, caller=f"{service.name}/{instance_id}")
+        mesh = Mesh(
+            self.transport,
+            content=self._content,
+            caller=f"{service.name}/{instance_id}",
+            policies=self.policies,
+            directory=self.directory,
+        )
         instance = Instance(service, mesh, self.transport, instance_id)
         await instance.start()
         try:
             yield instance
         finally:
             await instance.stop()
+
+    @property
+    def callees(self) -> dict[str, Callee]:
+        """What has been called so far, by target: policies, circuit breakers, and what they did."""
+        return dict(self._callees.by_target)
 
     async def services(self) -> list[DiscoveredService]:
         """Everything that answers in the mesh, of whatever client; statistics are summed over instances."""
@@ -204,30 +403,22 @@ class Mesh:
         return await registry.service(self.transport, name)
 
 
-def _resolve(target: str | Endpoint[..., Any, Any] | Target[Any], returns: Any) -> tuple[str, Decoder, float]:
-    """Where a call goes, what its reply is, and the seconds that it usually may take."""
-    if isinstance(target, Endpoint):
-        endpoint, subject = target, target.subject
-        if endpoint.pattern.wire != subject:
-            raise ValueError(
-                f"{endpoint.name} is on {subject!r}: call {endpoint.name}.at(...) with its parameters, "
-                "or a subject"
-            )
-    elif isinstance(target, str):
-        return check(target), _decoder(Any if returns is ... else returns), DEFAULT_TIMEOUT
-    elif isinstance(target, Target):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
-        endpoint, subject = target.endpoint, target.subject
-    else:
-        raise TypeError(f"{target!r} cannot be called; give a subject, an endpoint, or endpoint.at(...)")
-    decoder = endpoint.signature.reply if returns is ... else _decoder(returns)
-    return subject, decoder, endpoint.timeout or DEFAULT_TIMEOUT
-
-
-def _deadline(now: float, timeout: float) -> float:
-    if not 0 < timeout <= LONGEST_TIMEOUT:
-        raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
+def _deadline(now: float, timeout: float | str) -> float:
+    if isinstance(timeout, str) or not 0 < timeout <= LONGEST_TIMEOUT:
+        timeout = _seconds(timeout)
     current = CURRENT.get()
     return now + timeout if current is None else min(now + timeout, current.deadline)
+
+
+def _seconds(timeout: float | str) -> float:
+    return cast("float", CallPolicy(timeout=timeout).timeout)
+
+
+async def _fall_back(fallback: Any, error: MeshError) -> Any:
+    if not callable(fallback):
+        return fallback
+    value = fallback(error)
+    return await value if inspect.isawaitable(value) else value
 
 
 def _decode(decoder: Decoder, response: Response, kind: str) -> Any:
@@ -246,6 +437,7 @@ async def connect(
     name: str | None = None,
     timeout: float = 2.0,
     codec: str = "json",
+    policies: StrPath | Policies | None = None,
     credentials: StrPath | None = None,
     nkey: StrPath | None = None,
     user: str | None = None,
@@ -265,6 +457,8 @@ async def connect(
         name: What the connection is called in the server's monitoring.
         timeout: Seconds to go on trying to make the first connection.
         codec: How messages are sent, json or msgpack; replies come the same way.
+        policies: For what is called and served on this connection: a file like meshkit.toml, whose
+            `[call."…"]` and `[serve."…"]` tables are read, or `meshkit.policy.Policies`.
         credentials: A `.creds` file; NATS_CREDS.
         nkey: A file with an nkey seed; NATS_NKEY.
         user: With password; NATS_USER, NATS_PASSWORD.
@@ -283,6 +477,10 @@ async def connect(
     from meshkit.transport.options import options
 
     content = _content(codec)
+    if policies is None:
+        policies = NO_POLICIES
+    elif not isinstance(policies, Policies):
+        policies = load(Path(policies))
     transport = NatsTransport(
         options(
             url,
@@ -298,10 +496,12 @@ async def connect(
         name=name,
     )
     await transport.connect(timeout)
+    mesh = Mesh(transport, content=content, policies=policies)
     try:
-        yield Mesh(transport, content=content)
+        yield mesh
     finally:
         with anyio.CancelScope(shield=True):
+            await mesh.directory.close()
             await transport.close()
 
 

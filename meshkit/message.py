@@ -1,6 +1,7 @@
 """What flows: a request down a stack of layers, a response back up, and the context that a handler sees."""
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from meshkit.headers import parse
+from meshkit.headers import find, parse
 
 if TYPE_CHECKING:
     from meshkit.mesh import Mesh
@@ -18,14 +19,29 @@ T = TypeVar("T")
 
 TIMEOUT = "Mesh-Timeout"
 CALLER = "Mesh-Caller"
+ATTEMPT = "Mesh-Attempt"
+PRIORITY = "Mesh-Priority"
+RETRY = "Mesh-Retry"
+# Of streams.
+SEQUENCE = "Mesh-Seq"
+END = "Mesh-End"
+CREDIT = "Mesh-Credit"
+
+# The least important first: what is shed first.
+PRIORITIES = ("sheddable", "default", "critical")
 
 # Seconds that a call may take when nobody says otherwise, and at most: three years, in twelve digits of ms.
 DEFAULT_TIMEOUT = 5.0
 LONGEST_TIMEOUT = 1e8
 
 
-# Of W3C (https://www.w3.org/TR/trace-context/), who writes them in lower case; some clients do otherwise.
-_TRACE = re.compile(rb"\r\n(traceparent|tracestate|baggage):([^\r\n]*)", re.IGNORECASE)
+# Those of W3C (https://www.w3.org/TR/trace-context/) are written in lower case; some clients do otherwise.
+_INHERITED = re.compile(
+    rb"\r\n(traceparent|tracestate|baggage|mesh-priority|mesh-retry):([^\r\n]*)", re.IGNORECASE
+)
+_SPELLED = {name.lower().encode(): name.encode() for name in (PRIORITY, RETRY)}
+_RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
+_PRIORITY_LINE = f"\r\n{PRIORITY}:".encode()
 
 
 class Request(msgspec.Struct, gc=False, eq=False):
@@ -38,6 +54,9 @@ class Request(msgspec.Struct, gc=False, eq=False):
         started: When it was called, on the callee's side when it arrived; on the event loop's clock.
         deadline: When the answer is of no use any more, on the same clock; infinite for events.
         handler: `service/instance` that handles the request; empty on the caller's side.
+        reply: On the callee's side, where the answer goes; empty if nobody waits for one.
+        is_abandoned: On the callee's side, whether the caller has said that it waits no more.
+        sent: On the callee's side, how many items of a stream have been sent.
     """
 
     subject: str
@@ -46,14 +65,34 @@ class Request(msgspec.Struct, gc=False, eq=False):
     started: float
     deadline: float
     handler: str = ""
-    _trace: bytes | None = None
+    reply: str = ""
+    is_abandoned: bool = False
+    sent: int = 0
+    _inherited: bytes | None = None
 
     @property
-    def trace(self) -> bytes:
-        """The trace headers, and no others, as a head: what nested calls inherit."""
-        if self._trace is None:
-            self._trace = trace(self.head) if self.head else b""
-        return self._trace
+    def inherited(self) -> bytes:
+        """What nested calls inherit, as a head."""
+        if self._inherited is None:
+            self._inherited = inherited(self.head) if self.head else b""
+        return self._inherited
+
+    @property
+    def priority(self) -> int:
+        """How important the request is: an index of PRIORITIES."""
+        named = find(self.head, _PRIORITY_LINE) or "default"
+        return _RANKS.get(named, 1)  # whatever else somebody writes is nothing special
+
+
+class Opening(Request, gc=False, eq=False):
+    """A request that opens a stream, on the caller's side.
+
+    Attributes:
+        deadline: When the first item is of no use any more.
+        until: When the stream as a whole is of no use any more, on the same clock.
+    """
+
+    until: float = math.inf
 
 
 class Response(msgspec.Struct, gc=False):
@@ -68,10 +107,13 @@ class Response(msgspec.Struct, gc=False):
     head: bytes = b""
 
 
-def trace(head: bytes) -> bytes:
-    """The trace headers of a head. Nothing else: `Nats-*` of one message must never reach another."""
-    found: dict[bytes, bytes] = {name.lower(): value for name, value in _TRACE.findall(head)}
-    return b"".join(b"\r\n%b:%b" % header for header in found.items())
+def inherited(head: bytes) -> bytes:
+    """What nested calls inherit of a head: the trace, the priority, and that nothing is to be tried again.
+
+    Nothing else: `Nats-*` of one message must never reach another.
+    """
+    found = {name.lower(): value for name, value in _INHERITED.findall(head)}
+    return b"".join(b"\r\n%b:%b" % (_SPELLED.get(name, name), value) for name, value in found.items())
 
 
 # Where nothing is left to do with the response it need not be a coroutine, which takes 0.1 µs.

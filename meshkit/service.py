@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from msgspec import UNSET, UnsetType
 
 from meshkit.declaration import (
     check_count,
@@ -20,6 +22,7 @@ from meshkit.declaration import (
     check_version,
 )
 from meshkit.errors import DeclarationError
+from meshkit.policy import CallPolicy, RateLimit, ServePolicy, Source, declared
 from meshkit.signature import Signature
 from meshkit.subject import Pattern
 
@@ -46,8 +49,8 @@ class Endpoint(Generic[P, T, R]):
         pattern: The same as a pattern to subscribe to and to fill in.
         queue: Queue group whose members share the calls; None if every instance gets every call.
         metadata: What the declaration adds to discovery.
-        idempotent: Whether executing a call twice does no harm.
-        concurrency: How many calls an instance executes at a time, if fewer than the service's bound.
+        call: What it tells its callers to do.
+        serve: What it does to protect itself.
         signature: How the function is called.
     """
 
@@ -60,21 +63,23 @@ class Endpoint(Generic[P, T, R]):
         name: str,
         queue: str | None,
         metadata: Mapping[str, str],
-        timeout: float | None,
-        idempotent: bool,
-        concurrency: int | None,
+        call: CallPolicy,
+        serve: ServePolicy,
     ) -> None:
         self.service = service
         self.function = function
         self.pattern = pattern
         self.subject = pattern.declared
         self.signature = Signature(function, pattern)
+        if self.is_stream and queue is None:
+            raise DeclarationError(
+                f"{self.signature.where} yields, and a stream comes from one instance; give it a queue group"
+            )
         self.name = name
         self.queue = queue
         self.metadata = metadata
-        self._timeout = timeout
-        self.idempotent = idempotent
-        self.concurrency = concurrency
+        self.call = call
+        self.serve = serve
         # Its name and docstring, not what other decorators have hung onto it.
         functools.update_wrapper(self, function, updated=())
 
@@ -86,9 +91,27 @@ class Endpoint(Generic[P, T, R]):
         return f"<Endpoint {self.name} on {self.subject}>"
 
     @property
-    def timeout(self) -> float | None:
-        """Seconds that a call may take; the service's, if the endpoint declares none."""
-        return self.service.timeout if self._timeout is None else self._timeout
+    def is_stream(self) -> bool:
+        """Whether it is read with `mesh.stream`, and not called."""
+        return self.signature.is_stream
+
+    @property
+    def call_policies(self) -> list[Source]:
+        """What callers are told to do, the weakest first."""
+        return [
+            Source(self.service.call, f"service {self.service.name}"),
+            Source(self.call, f"endpoint {self.service.name}.{self.name}"),
+        ]
+
+    @property
+    def serve_policies(self) -> list[Source]:
+        """What the endpoint does to protect itself, the weakest first."""
+        whole = self.service.serve
+        inherited = ServePolicy(timeout=whole.timeout, backlog=whole.backlog)
+        return [
+            Source(inherited, f"service {self.service.name}"),
+            Source(self.serve, f"endpoint {self.service.name}.{self.name}"),
+        ]
 
     def at(self, **values: object) -> "Target[R]":
         """The endpoint at one subject: `price.at(room=12)`.
@@ -136,6 +159,8 @@ class Subscription:
         self.pattern = pattern
         self.subject = pattern.declared
         self.signature = Signature(function, pattern)
+        if self.signature.is_stream:
+            raise DeclarationError(f"{self.signature.where} yields, and nobody reads what comes of an event")
         self.name = function.__name__
         self.queue = queue
         self.concurrency = concurrency
@@ -150,6 +175,8 @@ class _Declare(Protocol):
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> Endpoint[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Endpoint[P, R, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> Endpoint[..., Any, Any]:
@@ -184,9 +211,12 @@ class Group:
         name: str | None = None,
         queue: str | Inherit | None = ...,
         metadata: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        idempotent: bool = False,
-        concurrency: int | None = None,
+        timeout: float | str | UnsetType = UNSET,
+        idempotent: bool | UnsetType = UNSET,
+        concurrency: int | UnsetType | None = UNSET,
+        rate_limit: RateLimit | str | Sequence[str] | UnsetType | None = UNSET,
+        call: CallPolicy | None = None,
+        serve: ServePolicy | None = None,
     ) -> _Declare:
         """Declare a function as an endpoint.
 
@@ -196,9 +226,14 @@ class Group:
             name: Name in discovery; by default the function's.
             queue: Queue group whose members share the calls; None for every instance to get every call.
             metadata: Strings to show in discovery.
-            timeout: Seconds that a call may take; by default the service's, else 5.
-            idempotent: Whether executing a call twice does no harm.
+            timeout: How long a call may take, for its callers and here, in seconds or as text such as
+                `"250ms"`; by default the service's, else 5.
+            idempotent: Whether executing a call twice does no harm, so that it may be tried again when nobody
+                knows whether it was executed.
             concurrency: How many calls an instance executes at a time, within the service's bound.
+            rate_limit: How many calls are let through, such as `"100/second"`.
+            call: What else callers are to do; they learn of it, and their own policies go before it.
+            serve: What else the endpoint does to protect itself.
 
         Raises:
             DeclarationError: Something in it cannot work; the text says what to write instead.
@@ -208,6 +243,7 @@ class Group:
         def declare(function: Callable[..., Any]) -> Endpoint[..., Any, Any]:
             own = check_function("endpoint", function)
             prefix = self._prefix or self._service.name if subject is None else self._prefix
+            where = f"endpoint {own}()"
             endpoint = Endpoint[..., Any, Any](
                 self._service,
                 function,
@@ -215,9 +251,15 @@ class Group:
                 name=check_name("endpoint", own if name is None else name),
                 queue=self._inherit(queue),
                 metadata=check_metadata(metadata),
-                timeout=check_seconds("timeout", timeout),
-                idempotent=idempotent,
-                concurrency=None if concurrency is None else check_count("concurrency", concurrency),
+                call=declared(call, CallPolicy, where, timeout=timeout, idempotent=idempotent),
+                serve=declared(
+                    serve,
+                    ServePolicy,
+                    where,
+                    timeout=timeout,
+                    concurrency=concurrency,
+                    rate_limit=rate_limit,
+                ),
             )
             self._service.add(endpoint)
             return endpoint
@@ -269,7 +311,10 @@ class Service(Group):
         queue: Queue group of its endpoints, whose members share the calls; None for none.
         concurrency: How many calls an instance executes at a time.
         backlog: How many more wait their turn; beyond that a call is refused at once.
-        timeout: Seconds that a call may take, where an endpoint says nothing else.
+        timeout: How long a call may take, where an endpoint says nothing else, in seconds or as text.
+        rate_limit: How many calls are let through, to all endpoints together, such as `"1000/second"`.
+        call: What else callers are to do, where an endpoint says nothing else.
+        serve: What else the service as a whole does to protect itself.
 
     Raises:
         DeclarationError: Something in it cannot work; the text says what to write instead.
@@ -283,18 +328,29 @@ class Service(Group):
         description: str = "",
         metadata: Mapping[str, str] | None = None,
         queue: str | None = "q",
-        concurrency: int = 256,
-        backlog: int = 256,
-        timeout: float | None = None,
+        concurrency: int | UnsetType = UNSET,
+        backlog: int | UnsetType = UNSET,
+        timeout: float | str | UnsetType = UNSET,
+        rate_limit: RateLimit | str | Sequence[str] | UnsetType | None = UNSET,
+        call: CallPolicy | None = None,
+        serve: ServePolicy | None = None,
     ) -> None:
         self.name = check_name("service", name)
         self.version = check_version(version)
         self.description = description
         self.metadata = check_metadata(metadata)
         self.queue = check_queue(queue)
-        self.concurrency = check_count("concurrency", concurrency)
-        self.backlog = check_count("backlog", backlog, least=0)
-        self.timeout = check_seconds("timeout", timeout)
+        where = f"service {name!r}"
+        self.call = declared(call, CallPolicy, where, timeout=timeout)
+        self.serve = declared(
+            serve,
+            ServePolicy,
+            where,
+            timeout=timeout,
+            concurrency=concurrency,
+            backlog=backlog,
+            rate_limit=rate_limit,
+        )
         self.endpoints: list[Endpoint[..., Any, Any]] = []
         self.subscriptions: list[Subscription] = []
         self.checks: dict[str, Callable[..., Any]] = {}

@@ -1,8 +1,8 @@
 """From a function's signature to how it is called: which parameter gets what, and what it returns."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -12,6 +12,8 @@ from meshkit.message import Context, Request
 from meshkit.subject import Pattern
 
 _REQUIRED = inspect.Parameter.empty
+# How what yields may be annotated.
+_STREAMS = {AsyncIterator, AsyncIterable, AsyncGenerator}
 
 
 class Signature:
@@ -19,13 +21,14 @@ class Signature:
 
     Args:
         function: `async def` or `def`, with at most one message parameter, one parameter for each `{token}`
-            of the subject, and at most one `Context`.
+            of the subject, and at most one `Context`; an `async def` may yield.
         pattern: The subject that it is declared on.
 
     Attributes:
         message: Decoder of the message, or None if the handler takes none.
-        reply: Decoder of what it returns, for callers.
+        reply: Decoder of what it returns or, one item, yields; for callers.
         is_async: Whether calling it gives a coroutine.
+        is_stream: Whether it gives an asynchronous generator.
 
     Raises:
         DeclarationError: The function cannot be called that way; the text says what to write instead.
@@ -36,6 +39,7 @@ class Signature:
         self.function = function
         # A decorator may have put a `def` around an `async def`.
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        self.is_stream = inspect.isasyncgenfunction(inspect.unwrap(function))
         self.message: Decoder | None = None
         self._pattern = pattern
         self._context_name: str | None = None
@@ -51,11 +55,28 @@ class Signature:
                 f"{self.where}: subject {pattern.declared!r} has {{{missing[0]}}}, but the function has no "
                 f"parameter of that name; add `{missing[0]}: str`"
             )
-        self.reply = self._decoder(hints.get("return", Any), "returns")
+        returned = hints.get("return", Any)
+        if self.is_stream:
+            self.reply = self._decoder(self._item(returned), "yields")
+        else:
+            self.reply = self._decoder(returned, "returns")
 
     def _check_kind(self) -> None:
-        if inspect.isasyncgenfunction(self.function) or inspect.isgeneratorfunction(self.function):
-            raise DeclarationError(f"{self.where} is a generator; a handler returns one reply with `return`")
+        if inspect.isgeneratorfunction(inspect.unwrap(self.function)):
+            raise DeclarationError(
+                f"{self.where} is a `def` that yields; write `async def` for a stream, or return one reply"
+            )
+
+    def _item(self, returned: Any) -> Any:
+        """The type of one item of a stream."""
+        if returned is Any:
+            return Any
+        if get_origin(returned) in _STREAMS:
+            return get_args(returned)[0]
+        raise DeclarationError(
+            f"{self.where} yields, but is annotated with {_shown(returned)}; write `-> AsyncIterator[T]`, "
+            "where T is the type of an item"
+        )
 
     def _hints(self) -> dict[str, Any]:
         try:

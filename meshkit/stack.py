@@ -1,43 +1,111 @@
 """What happens to a call, in which order: this file is the place to look it up.
 
-A stack is built once per endpoint, or once per mesh on the caller's side, and holds only the layers it needs.
-"Above" means: outside of, seen first by a request and last by its response.
+A stack is built once per endpoint, on the caller's side once for each target, and holds only the layers that
+the policy asks for. "Above" means: outside of, seen first by a request and last by its response.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from meshkit.budget import RetryBudget
 from meshkit.deadlines import Deadlines
 from meshkit.layers import deadline
 from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.connection import Link, connection
+from meshkit.layers.hedge import hedge
 from meshkit.layers.propagation import propagate
 from meshkit.layers.rescue import rescue
-from meshkit.layers.statistics import Statistics
+from meshkit.layers.retry import retry
+from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import Handler, Layer, Request
+from meshkit.policy import Effective
+
+if TYPE_CHECKING:  # they load libraries that a caller or callee without them need not wait for
+    from meshkit.layers.breaker import Breaker
+    from meshkit.quota import Quota
 
 
-def client_stack(send: Handler, *, caller: str | None) -> Handler:
+@dataclass(slots=True)
+class Bounds:
+    """What keeps the calls of one kind from being too many; None where there is no such bound."""
+
+    quota: "Quota | None" = None
+    concurrency: Concurrency | None = None
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all calls to a target share, whatever policy one of them has; None where it is switched off."""
+
+    budget: RetryBudget
+    breaker: "Breaker | None" = None
+    bounds: Bounds = field(default_factory=Bounds)
+    statistics: CallStatistics = field(default_factory=CallStatistics)
+
+
+def client_stack(
+    send: Handler, *, link: Link, caller: str | None, policy: Effective, shared: Shared, streams: bool = False
+) -> Handler:
     """The caller's side, outermost first.
 
     Args:
         send: Hands the request to the transport.
+        link: The transport's connection.
         caller: `service/instance` that calls, if it is a service.
+        policy: What is to be done; a CallPolicy in which every field is set.
+        shared: The state that all calls to the target share.
+        streams: Whether the stack opens streams: then the response is the first item.
     """
-    return _stack(
-        # Says whose call this is and which trace it belongs to. Above everything, so that every attempt and
-        # every error of the layers below belongs to that trace.
-        propagate(caller),
-        # Writes the time left into the request. Innermost, so that what the layers above it spend counts.
-        deadline.carry,
-        around=send,
-    )
+    return _stack(*_client_layers(link, caller, policy, shared, streams=streams), around=send)
+
+
+def _client_layers(
+    link: Link, caller: str | None, policy: Effective, shared: Shared, *, streams: bool
+) -> Iterator[Layer]:
+    # Says whose call this is and which trace it belongs to. Above everything, so that every attempt and every
+    # error of the layers below belongs to that trace.
+    yield propagate(caller, policy.priority)
+    hedged = policy.hedge is not None and policy.idempotent
+    if policy.retries or hedged:
+        # Tries again, and counts the calls that the budget of both is a share of. Above all that can refuse
+        # or fail, so that each attempt is judged and bounded anew.
+        yield retry(
+            retries=policy.retries,
+            idempotent=policy.idempotent,
+            codes=policy.retry_codes,
+            delay=policy.retry_delay,
+            delay_most=policy.retry_delay_most,
+            budget=shared.budget,
+            statistics=shared.statistics,
+        )
+    if policy.hedge is not None and policy.idempotent and not streams:
+        # Sends a second copy of what takes long. Below retry, so that both copies are one attempt; above the
+        # rest, so that each copy is judged and bounded like any other message.
+        after = None if policy.hedge == "p95" else policy.hedge
+        yield hedge(after, budget=shared.budget, statistics=shared.statistics)
+    if policy.breaker and shared.breaker is not None:
+        # Refuses while the target fails, and judges by each attempt. Above the caller's own bounds, so that
+        # nothing waits there for a target that is known to fail.
+        yield shared.breaker.layer
+    if shared.bounds.quota is not None:
+        # The caller's own limit on the messages that it sends. Above concurrency: what it refuses takes no
+        # slot.
+        yield _rate_limit(shared.bounds.quota)
+    if shared.bounds.concurrency is not None:
+        # So many on their way at a time, so that one slow target does not take all that a caller has.
+        yield shared.bounds.concurrency.layer
+    # Waits while there is no connection. Below all that judges the callee: that says nothing of it.
+    yield connection(link)
+    if policy.idempotent and policy.attempt_timeout is not None:
+        # Bounds an attempt. Below all that waits here, so that only the callee's time counts.
+        yield deadline.attempt(policy.attempt_timeout)
+    # Writes the time left into the request. Innermost, so that what the layers above it spend counts.
+    yield deadline.carry_whole if streams else deadline.carry
 
 
 def server_stack(
-    handle: Handler,
-    *,
-    statistics: Statistics,
-    deadlines: Deadlines[Request],
-    bounds: Iterable[Concurrency],
+    handle: Handler, *, statistics: Statistics, deadlines: Deadlines[Request], own: Bounds, shared: Bounds
 ) -> Handler:
     """The callee's side of calls, outermost first.
 
@@ -45,14 +113,21 @@ def server_stack(
         handle: Decodes the message, runs the user's function and encodes its result.
         statistics: Where requests are counted.
         deadlines: Cancels the task that handles a request at the request's deadline.
-        bounds: Bounds on concurrency, the widest last: the endpoint's own, then the service's.
+        own: The endpoint's own bounds.
+        shared: The bounds that it shares with the other endpoints of its service.
     """
+    quotas = [bounds.quota for bounds in (own, shared) if bounds.quota is not None]
+    bounds = [bounds.concurrency for bounds in (own, shared) if bounds.concurrency is not None]
     return _stack(
         # Counts every request. Above the layers that refuse, so that refusals are counted too.
         statistics.layer,
-        # Refuses expired requests. Above concurrency, so that they take no slot, and that waiting for one
-        # counts against the deadline.
+        # Refuses expired requests. Above the bounds, so that they take no slot and use up no limit, and that
+        # waiting for a slot counts against the deadline.
         deadline.enforce(deadlines),
+        # Let so many through in a time. Above concurrency, so that what they refuse takes no slot and does
+        # not wait. An endpoint's own is above the service's: what the one refuses uses up nothing of the
+        # other.
+        *(_rate_limit(quota) for quota in quotas),
         # Admit, queue or refuse. An endpoint's bound is above the service's, so that what waits for a slow
         # endpoint takes none of the slots that the other endpoints share.
         *(bound.layer for bound in bounds),
@@ -61,6 +136,12 @@ def server_stack(
         rescue,
         around=handle,
     )
+
+
+def _rate_limit(quota: "Quota") -> Layer:
+    from meshkit.layers.rate_limit import rate_limit
+
+    return rate_limit(quota)
 
 
 def event_stack(

@@ -112,6 +112,21 @@ class Pattern:
                 return False
         return len(mine) == len(theirs)
 
+    def covers(self, subject: str) -> bool:
+        """Whether it matches a subject, or all subjects of a pattern."""
+        mine, theirs = self.wire.split("."), subject.split(".")
+        for one, another in zip(mine, theirs, strict=False):
+            if one == ">":
+                return True
+            if another == ">" or one not in ("*", another):
+                return False
+        return len(mine) == len(theirs)
+
+    @property
+    def precision(self) -> tuple[int, ...]:
+        """For sorting patterns that match a subject: the more precise, the later."""
+        return tuple({">": 0, "*": 1}.get(token, 2) for token in self.wire.split("."))
+
     def read(self, subject: str) -> dict[str, str]:
         """The parameters in a subject that matched.
 

@@ -148,7 +148,8 @@ def test_an_error_tells_where_it_happened():
 def test_the_public_names():
     assert sorted(meshkit.__all__) == list(meshkit.__all__)
     errors = {name for name in meshkit.__all__ if issubclass(type(getattr(meshkit, name)), type)}
-    declared = {cls.__name__ for cls in _tree(MeshError) if not cls.__name__.startswith("_")}
+    named = [cls for cls in _tree(MeshError) if cls.__module__ == MeshError.__module__]
+    declared = {cls.__name__ for cls in named if not cls.__name__.startswith("_")}
     assert declared <= errors
     assert {"Context", "Endpoint", "Mesh", "Service", "connect"} <= set(meshkit.__all__)
 

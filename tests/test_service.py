@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -122,8 +122,10 @@ def test_wrong_queue_groups(queue):
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_timeouts_are_seconds(timeout, service):
-    with pytest.raises(DeclarationError, match=r"timeout is a number of seconds above 0"):
+    with pytest.raises(DeclarationError, match=r"book\(\): timeout is seconds above 0, or text such as"):
         service.endpoint("a", timeout=timeout)(book)
+    with pytest.raises(DeclarationError, match=r"timeout is a number of seconds above 0"):
+        service.subscribe("a", timeout=timeout)(book)
 
 
 @pytest.mark.parametrize("options", [{"concurrency": 0}, {"backlog": -1}])
@@ -215,11 +217,73 @@ def test_two_contexts(service):
         async def twice(one: Context, two: Context) -> None: ...
 
 
-def test_generators_are_no_handlers(service):
-    with pytest.raises(DeclarationError, match=r"is a generator; a handler returns one reply"):
+@pytest.mark.parametrize(
+    "annotation", [AsyncIterator[int], AsyncIterable[int], AsyncGenerator[int, None], AsyncGenerator[int]]
+)
+def test_what_yields_is_a_stream(service, annotation):
+    async def plain():
+        yield 1
+
+    plain.__annotations__["return"] = annotation
+    endpoint = service.endpoint()(plain)
+    assert endpoint.is_stream
+    assert endpoint.signature.reply_schema == {"type": "integer"}
+    assert not service.endpoint()(book).is_stream
+
+
+def test_a_stream_of_anything(service):
+    @service.endpoint()
+    async def stream():
+        yield 1
+
+    assert stream.signature.reply_schema == {}
+
+
+def test_a_stream_that_a_decorator_has_wrapped(service):
+    def loud(function):
+        @functools.wraps(function)
+        def wrapper(**arguments):
+            return function(**arguments)
+
+        return wrapper
+
+    @service.endpoint()
+    @loud
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+
+    assert stream.is_stream
+
+
+def test_streams_that_cannot_be(service):
+    with pytest.raises(DeclarationError, match=r"is a `def` that yields; write `async def` for a stream"):
 
         @service.endpoint()
-        async def stream() -> AsyncIterator[int]:
+        def threaded() -> Iterator[int]:
+            yield 1
+
+    with pytest.raises(DeclarationError, match=r"is annotated with int; write `-> AsyncIterator\[T\]`"):
+
+        @service.endpoint()
+        async def wrong() -> int:
+            yield 1
+
+    with pytest.raises(DeclarationError, match=r"yields Opaque, which msgspec cannot decode"):
+
+        @service.endpoint()
+        async def unknown() -> AsyncIterator[Opaque]:
+            yield Opaque()
+
+    with pytest.raises(DeclarationError, match="a stream comes from one instance; give it a queue group"):
+
+        @service.endpoint(queue=None)
+        async def everywhere() -> AsyncIterator[int]:
+            yield 1
+
+    with pytest.raises(DeclarationError, match="yields, and nobody reads what comes of an event"):
+
+        @service.subscribe("hotel.>")
+        async def event() -> AsyncIterator[int]:
             yield 1
 
 

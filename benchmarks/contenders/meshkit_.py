@@ -1,4 +1,4 @@
-"""meshkit, as its users write it; or with layers left out, to show what each costs.
+"""meshkit, as its users write it; or with layers left out, or all there are, to show what they cost.
 
 The load runs inside a handler of a service that was called with a trace, so that every call has what calls
 have in a mesh: the trace and its caller go on with it, and the time that is left.
@@ -13,23 +13,43 @@ from typing import Any
 
 import meshkit.instance
 from benchmarks.work import Answer, Ask, Call, Figures, answer, check, check_bytes, headers, loads
-from meshkit import Context, Mesh, Service, connect
+from meshkit import CallPolicy, Context, Mesh, Policies, RateLimit, ServePolicy, Service, connect
+from meshkit.stack import Bounds
 
 # Seconds; a load is one call.
 _LONG = 3600
+# A limit that is never met.
+_MANY = "1000000/second"
+# What callers do: with no optional layer, and with all of them.
+_CALLS = {
+    "none": CallPolicy(retries=0, breaker=False),
+    "all": CallPolicy(
+        idempotent=True,
+        attempt_timeout=1,
+        hedge=0.5,
+        rate_limit=RateLimit(_MANY, window="fixed"),
+        concurrency=1000,
+        priority="critical",
+    ),
+}
+_BY_CALLER = RateLimit(_MANY, window="fixed", by="caller")
+_EVERYTHING = ServePolicy(concurrency=200, adaptive=True, rate_limit=_BY_CALLER)
 
 
 def leave_out(layers: Iterable[str]) -> None:
     """Serve with these optional layers alone: meshkit itself has no way to turn them off."""
     stack = meshkit.instance.server_stack
-    given: dict[str, Any] = {"statistics": SimpleNamespace(layer=lambda following: following), "bounds": ()}
-    dropped = {name: nothing for name, nothing in given.items() if name not in layers}
+    dropped: dict[str, Any] = {}
+    if "statistics" not in layers:
+        dropped["statistics"] = SimpleNamespace(layer=lambda following: following)
+    if "bounds" not in layers:
+        dropped |= {"own": Bounds(), "shared": Bounds()}
     meshkit.instance.server_stack = lambda handle, **full: stack(handle, **(full | dropped))
 
 
-def secured(url: str, tls: dict[str, str] | None) -> Any:
+def secured(url: str, tls: dict[str, str] | None, policies: Policies | None = None) -> Any:
     """A connection."""
-    return connect(url, **{f"tls_{name}": file for name, file in (tls or {}).items()})
+    return connect(url, policies=policies, **{f"tls_{name}": file for name, file in (tls or {}).items()})
 
 
 @asynccontextmanager
@@ -37,12 +57,14 @@ async def serve(
     url: str,
     *,
     layers: list[str] | None = None,
+    everything: bool = False,
     nap: float = 0,
     payload: int = 0,
     tls: dict[str, str] | None = None,
 ) -> AsyncIterator[None]:
-    """The echo, with all layers or with some."""
-    service = Service("bench")
+    """The echo, with the layers that there are by default, with some of them, or with every one there is."""
+    limit = RateLimit(_MANY, window="fixed") if everything else None
+    service = Service("bench", rate_limit=limit)
 
     async def echo(ask: Ask) -> Answer:
         if nap:
@@ -52,7 +74,8 @@ async def serve(
     async def echo_bytes(content: bytes) -> bytes:
         return content
 
-    service.endpoint("bench.echo")(echo_bytes if payload else echo)
+    serve = _EVERYTHING if everything else None
+    service.endpoint("bench.echo", serve=serve)(echo_bytes if payload else echo)
     if layers is not None:
         leave_out(layers)
     async with secured(url, tls) as mesh, mesh.serve(service):
@@ -61,7 +84,7 @@ async def serve(
 
 @asynccontextmanager
 async def call(
-    url: str, *, payload: int = 0, tls: dict[str, str] | None = None
+    url: str, *, layers: str | None = None, payload: int = 0, tls: dict[str, str] | None = None
 ) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
     """The loads, each within a call of a service of its own."""
     driver = Service("driver")
@@ -70,7 +93,8 @@ async def call(
     async def drive(arguments: dict[str, Any], load: str, ctx: Context) -> Figures:
         return await loads(caller(ctx.mesh, payload))[load](**arguments)
 
-    async with secured(url, tls) as mesh, mesh.serve(driver):
+    policies = None if layers is None else Policies(call={"bench.echo": _CALLS[layers]})
+    async with secured(url, tls, policies) as mesh, mesh.serve(driver):
 
         async def command(load: str, **arguments: Any) -> Figures:
             trace = {"traceparent": headers(1)["traceparent"]}

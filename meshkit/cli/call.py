@@ -1,7 +1,7 @@
 """`meshkit call`: one call from the command line."""
 
 import asyncio
-import math
+import contextlib
 import sys
 
 import click
@@ -10,16 +10,24 @@ import msgspec
 from meshkit.cli.output import nats_option, print_json
 from meshkit.errors import BadReply
 from meshkit.headers import check as check_headers
+from meshkit.launcher.config import policies_here
 from meshkit.mesh import connect
+from meshkit.policy import seconds
 from meshkit.subject import check
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise click.BadParameter("a number of seconds above 0 is wanted.", ctx, param)
-    return value
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    duration: float | str = value
+    with contextlib.suppress(ValueError):
+        duration = float(value)
+    try:
+        return seconds(duration)
+    except ValueError:
+        raise click.BadParameter("seconds above 0, or text such as 250ms, is wanted.", ctx, param) from None
 
 
 @click.command()
@@ -28,12 +36,11 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option("--header", "headers", metavar="NAME:VALUE", multiple=True, help="Send a header; repeatable.")
 @click.option(
     "--timeout",
-    metavar="SECONDS",
-    default=5.0,
+    metavar="DURATION",
     callback=_seconds,
-    show_default=True,
-    help="How long to wait for the reply.",
+    help="How long the reply or an item may take, in seconds or as 250ms.  [default: meshkit.toml's, else 5]",
 )
+@click.option("--stream", is_flag=True, help="Read a stream: print its items as they come.")
 @click.option("--raw", is_flag=True, help="Send and print bytes as they are, JSON or not.")
 @nats_option
 def call(
@@ -41,13 +48,15 @@ def call(
     message: str | None,
     *,
     headers: tuple[str, ...],
-    timeout: float,
+    timeout: float | None,
+    stream: bool,
     raw: bool,
     nats: str | None,
 ) -> None:
     """Call the endpoint on SUBJECT and print its reply.
 
-    JSON is the message; `-` reads it from standard input.
+    JSON is the message; `-` reads it from standard input. If there is a meshkit.toml in the current folder,
+    its [call] tables hold.
 
     \b
       meshkit call hotel.rooms.book '{"room": 12, "guest": "Ann"}'
@@ -61,11 +70,24 @@ def call(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
-    async def run() -> bytes:
-        async with connect(nats, name="meshkit") as mesh:
-            return await mesh.call(subject, payload, returns=bytes, timeout=timeout, headers=given)
+    async def run() -> None:
+        async with connect(nats, name="meshkit", policies=policies_here()) as mesh:
+            if stream:
+                items = mesh.stream(subject, payload, returns=bytes, message_timeout=timeout, headers=given)
+                async for item in items:
+                    _print(item, raw=raw)
+            else:
+                reply = await mesh.call(subject, payload, returns=bytes, timeout=timeout, headers=given)
+                _print(reply, raw=raw)
 
-    reply = asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except TypeError:  # what is called is of the other kind
+        how = "one reply; leave out --stream" if stream else "a stream; add --stream"
+        raise BadReply(f"{subject!r} answers with {how}") from None
+
+
+def _print(reply: bytes, *, raw: bool) -> None:
     if raw:
         click.echo(reply, nl=False)
     elif reply:

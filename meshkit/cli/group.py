@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": "meshkit.cli.stats:stats",
     "ping": "meshkit.cli.ping:ping",
     "call": "meshkit.cli.call:call",
+    "policy": "meshkit.cli.policy:policy",
     "server": "meshkit.cli.server:server",
     "completion": "meshkit.cli.completion:completion",
 }

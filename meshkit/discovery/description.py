@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 
+from meshkit.discovery.directory import POLICY
 from meshkit.discovery.protocol import EndpointInfo, EndpointStats, InfoResponse, StatsResponse
 from meshkit.layers.statistics import Statistics
+from meshkit.policy import put_together
 from meshkit.service import Endpoint, Service
 
 log = logging.getLogger("meshkit.discovery")
@@ -19,6 +21,8 @@ REQUEST_SCHEMA = "request_schema"
 REPLY_SCHEMA = "reply_schema"
 TIMEOUT = "timeout"
 IDEMPOTENT = "idempotent"
+# The reply schema is then that of one item.
+STREAM = "stream"
 
 
 def describe(service: Service, instance_id: str, max_payload: int) -> InfoResponse:
@@ -57,16 +61,40 @@ def _info(service: Service, instance_id: str, *, schemas: bool) -> InfoResponse:
     )
 
 
+def announce(service: Service, instance_id: str) -> InfoResponse:
+    """What callers are to know before they call: the subjects of the endpoints, and their policies."""
+    return InfoResponse(
+        name=service.name,
+        id=instance_id,
+        version=service.version,
+        endpoints=tuple(
+            EndpointInfo(
+                name=endpoint.name,
+                subject=endpoint.pattern.wire,
+                metadata={
+                    key: value for key, value in _metadata(endpoint, schemas=False).items() if key == POLICY
+                },
+            )
+            for endpoint in service.endpoints
+        ),
+    )
+
+
 def _metadata(endpoint: Endpoint[..., Any, Any], *, schemas: bool) -> dict[str, str]:
     metadata: dict[str, str] = {}
     if documentation := (endpoint.function.__doc__ or "").strip():
         metadata[DESCRIPTION] = documentation.splitlines()[0]
     if endpoint.subject != endpoint.pattern.wire:
         metadata[DECLARED_SUBJECT] = endpoint.subject
-    if endpoint.timeout is not None:
-        metadata[TIMEOUT] = f"{endpoint.timeout:g}"
-    if endpoint.idempotent:
+    policy, _ = put_together(endpoint.call_policies)
+    if said := vars(policy):
+        metadata[POLICY] = msgspec.json.encode(said).decode()
+    if "timeout" in said:
+        metadata[TIMEOUT] = f"{policy.timeout:g}"
+    if said.get("idempotent"):
         metadata[IDEMPOTENT] = "true"
+    if endpoint.is_stream:
+        metadata[STREAM] = "true"
     if schemas:
         signature = endpoint.signature
         for key, schema in (

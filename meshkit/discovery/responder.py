@@ -12,6 +12,7 @@ from functools import partial
 
 import msgspec
 
+from meshkit.discovery.directory import ANNOUNCE
 from meshkit.discovery.health import Check, HealthResponse, health_subject, run_checks
 from meshkit.discovery.protocol import InfoResponse, StatsResponse, control_subject
 from meshkit.transport import Message, Subscription, Transport
@@ -27,6 +28,7 @@ class Responder:
     Args:
         transport: The connection to answer on.
         describe: What the instance is; asked once, as `start` begins.
+        announce: What callers are to know before they call.
         stats: What it did so far; asked for each request, so it must be quick.
         checks: Its health checks by name. Without any it is healthy as long as it answers.
     """
@@ -35,11 +37,13 @@ class Responder:
         self,
         transport: Transport,
         describe: Callable[[], InfoResponse],
+        announce: Callable[[], InfoResponse],
         stats: Callable[[], StatsResponse],
         checks: Mapping[str, Check] | None = None,
     ) -> None:
         self._transport = transport
         self._describe = describe
+        self._announcement = announce
         self._stats = stats
         self._checks = checks or {}
         self._subscriptions: list[Subscription] = []
@@ -58,6 +62,15 @@ class Responder:
             for scope in ("", f".{info.name}", f".{info.name}.{info.id}"):
                 on_request = partial(self._on_request, answer)
                 self._subscriptions.append(await self._transport.subscribe(subject + scope, on_request))
+        # One instance of a service speaks for all.
+        announcement = msgspec.json.encode(self._announcement())
+        on_request = partial(self._on_request, partial(_constant, announcement))
+        self._subscriptions.append(await self._transport.subscribe(ANNOUNCE, on_request, info.name))
+
+    async def announce(self) -> None:
+        """Tell everybody who has asked before that there is something new."""
+        info = self._announcement()
+        await self._transport.publish(f"{ANNOUNCE}.{info.name}.{info.id}", msgspec.json.encode(info))
 
     async def stop(self) -> None:
         """Answer what has arrived, and nothing more."""

@@ -1,12 +1,15 @@
 """meshkit.toml: which services a folder has, and how each is run."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
+from meshkit import policy
 from meshkit.errors import ConfigError
 from meshkit.loop import NAMES, LoopName
+from meshkit.policy import NO_POLICIES, Policies, ServePolicy
 
 FILE = "meshkit.toml"
 
@@ -24,31 +27,39 @@ class ServiceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         target: `module:service` or a Python file, relative to the folder; `<name>.py` by default.
         workers: How many processes.
         loop: The event loop that they run on.
-        concurrency: In place of the service's own.
-        backlog: In place of the service's own.
-        timeout: In place of the service's own, in seconds.
         env: For the environment of the service's processes, where it does not say otherwise.
     """
 
     target: str = ""
     workers: Positive = 1
     loop: LoopName = "auto"
-    concurrency: Positive | None = None
-    backlog: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
     env: dict[Variable, Value] = {}
 
 
-class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ServiceConfig(msgspec.Struct, frozen=True):
+    """What a meshkit.toml says of a service, all in one table.
+
+    Attributes:
+        table: How it is run.
+        serve: What it does to protect itself, where that differs from what its code says.
+    """
+
+    table: ServiceTable
+    serve: ServePolicy
+
+
+class Config(msgspec.Struct, frozen=True):
     """A meshkit.toml.
 
     Attributes:
-        services: The tables by the services' names.
+        services: What it says of each, by name.
         nats: The server's URL.
+        policies: For calls and endpoints, by subject.
     """
 
-    services: dict[str, ServiceTable]
+    services: dict[str, ServiceConfig]
     nats: str | None = None
+    policies: Policies = NO_POLICIES
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,6 +67,18 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
     services: dict[str, Any] = {}
     nats: str | None = None
+    call: Any = None
+    serve: Any = None
+
+
+def policies_here() -> Policies:
+    """The policies of the current folder's meshkit.toml, if it has one.
+
+    Raises:
+        ConfigError: It cannot be read, or something in it is wrong.
+    """
+    file = Path(FILE)
+    return policy.load(file) if file.is_file() else NO_POLICIES
 
 
 def read(folder: Path) -> Config:
@@ -65,23 +88,28 @@ def read(folder: Path) -> Config:
         ConfigError: It cannot be read, is no TOML, or has a field that is unknown or of the wrong type.
     """
     file = folder / FILE
-    try:
-        raw = msgspec.toml.decode(file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    content = _convert(raw, _File, str(file))
+    raw = policy.toml(file)
+    content = _convert(raw, _File, str(file), _File.__struct_fields__)
     if not content.services:
         raise ConfigError(f"{file}: no services; write a [services.<name>] table for each")
-    tables = {
-        name: _convert(table, ServiceTable, f"{file}, [services.{name}]")
-        for name, table in content.services.items()
+    services = {
+        name: _service(table, f"{file}, [services.{name}]") for name, table in content.services.items()
     }
-    return Config(tables, content.nats)
+    return Config(services, content.nats, policy.policies(raw, str(file)))
 
 
-def _convert(raw: Any, kind: type[_Table], where: str) -> _Table:
+def _service(raw: Any, where: str) -> ServiceConfig:
+    serve = ServePolicy.__struct_fields__
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: write a table, not {raw!r}")
+    fields = cast("dict[str, Any]", raw)
+    own = {name: value for name, value in fields.items() if name not in serve}
+    said = {name: value for name, value in fields.items() if name in serve}
+    table = _convert(own, ServiceTable, where, (*ServiceTable.__struct_fields__, *serve))
+    return ServiceConfig(table, policy.read(ServePolicy, said, where))
+
+
+def _convert(raw: Any, kind: type[_Table], where: str, fields: Iterable[str]) -> _Table:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -89,7 +117,7 @@ def _convert(raw: Any, kind: type[_Table], where: str) -> _Table:
         field = f", {path.rstrip('`')}" if path else ""
         problem = problem.replace("Object contains unknown", "unknown").replace("`object`", "a table")
         if problem.startswith("unknown"):
-            problem += f"; the fields here are {', '.join(kind.__struct_fields__)}"
+            problem += f"; the fields here are {', '.join(fields)}"
         if problem.startswith("Invalid enum value"):
             problem += f"; write {' or '.join(NAMES)}"
         raise ConfigError(f"{where}{field}: {problem}") from None

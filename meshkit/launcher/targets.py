@@ -8,6 +8,7 @@ import msgspec
 
 from meshkit.errors import ConfigError
 from meshkit.launcher import config
+from meshkit.policy import NO_POLICIES, Policies, ServePolicy
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +21,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         attribute: The dotted path of one Service in it; empty for every Service of the module.
         service: The name of the one service wanted; empty for whatever is there.
         table: How it is run.
+        serve: What it does to protect itself, where that differs from what its code says.
+        policies: For calls and endpoints, by subject.
     """
 
     target: str
@@ -28,6 +31,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     attribute: str = ""
     service: str = ""
     table: config.ServiceTable = config.ServiceTable()
+    serve: ServePolicy = ServePolicy()
+    policies: Policies = NO_POLICIES
 
 
 class Targets(msgspec.Struct):
@@ -73,10 +78,18 @@ def _add(target: str, found: Targets) -> None:
             raise ConfigError(f"{folder}: names {content.nats}, another target {found.nats}; use --nats")
         found.nats = content.nats or found.nats
         found.folders.append(target)
-        for name, table in content.services.items():
+        for name, service in content.services.items():
             where = f"{folder / config.FILE}, [services.{name}]"
-            source = _source(table.target or f"{name}.py", absolute, where)
-            found.sources.append(msgspec.structs.replace(source, service=name, table=table))
+            source = _source(service.table.target or f"{name}.py", absolute, where)
+            found.sources.append(
+                msgspec.structs.replace(
+                    source,
+                    service=name,
+                    table=service.table,
+                    serve=service.serve,
+                    policies=content.policies,
+                )
+            )
     elif folder.is_dir() and not (folder / "__init__.py").is_file():
         raise ConfigError(f"{target}: the folder has no {config.FILE}; write one, or name a Python file")
     else:

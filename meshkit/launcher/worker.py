@@ -7,13 +7,14 @@ import logging
 import signal
 
 import anyio
+import msgspec
 
 from meshkit import loop
 from meshkit.discovery.protocol import new_instance_id
 from meshkit.launcher import child
-from meshkit.launcher.config import ServiceTable
 from meshkit.launcher.messages import Ready, Stopped
 from meshkit.mesh import connect
+from meshkit.policy import ServePolicy
 from meshkit.service import Service
 
 
@@ -28,23 +29,23 @@ def main() -> None:
     )
     with child.failures_told(launcher):
         [service] = child.load(job.source)
-        _override(service, job.source.table)
+        _override(service, job.source.serve)
         loop.run(_serve, service, launcher, loop=job.loop)
 
 
-def _override(service: Service, table: ServiceTable) -> None:
+def _override(service: Service, serve: ServePolicy) -> None:
     """What meshkit.toml says wins over what the code declares."""
-    if table.concurrency is not None:
-        service.concurrency = table.concurrency
-    if table.backlog is not None:
-        service.backlog = table.backlog
-    if table.timeout is not None:
-        service.timeout = table.timeout
+    service.serve = msgspec.structs.replace(service.serve, **serve.said())
+    # As in code, it is for callers too: what they are told to do.
+    if serve.timeout:
+        service.call = msgspec.structs.replace(service.call, timeout=serve.timeout)
 
 
 async def _serve(service: Service, launcher: child.Launcher) -> None:
+    job = launcher.job
     instance_id = new_instance_id()
-    async with connect(launcher.job.url, name=f"{service.name}/{service.version}/{instance_id}") as mesh:
+    name = f"{service.name}/{service.version}/{instance_id}"
+    async with connect(job.url, name=name, policies=job.source.policies) as mesh:
         # From here on a signal waits until the service is up: its lifespan is never cut in two.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with mesh.serve(service, instance_id=instance_id):

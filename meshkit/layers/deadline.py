@@ -6,9 +6,9 @@ import math
 from collections.abc import Awaitable
 
 from meshkit.deadlines import Deadlines
-from meshkit.errors import DeadlineExceeded
+from meshkit.errors import Cancelled, DeadlineExceeded
 from meshkit.headers import line
-from meshkit.message import TIMEOUT, Handler, Layer, Request, Response
+from meshkit.message import TIMEOUT, Handler, Layer, Opening, Request, Response
 
 
 def carry(following: Handler) -> Handler:
@@ -18,18 +18,55 @@ def carry(following: Handler) -> Handler:
     def call(request: Request) -> Awaitable[Response]:
         left = request.deadline - loop.time()
         if left <= 0:
-            error = DeadlineExceeded("the deadline passed before the call was sent")
-            error.executed = False
-            raise error
+            raise _late()
         request.head += _line(math.ceil(left * 1000))
         return following(request)
 
     return call
 
 
+def carry_whole(following: Handler) -> Handler:
+    """The caller's side of streams: the same, but what is left is left for the stream as a whole."""
+    loop = asyncio.get_running_loop()
+
+    def call(request: Request) -> Awaitable[Response]:
+        assert isinstance(request, Opening)
+        now = loop.time()
+        if request.deadline <= now:
+            raise _late()
+        request.head += _line(math.ceil((request.until - now) * 1000))
+        return following(request)
+
+    return call
+
+
+def _late() -> DeadlineExceeded:
+    error = DeadlineExceeded("the deadline passed before the call was sent")
+    error.executed = False
+    return error
+
+
 @functools.lru_cache(maxsize=1024)
 def _line(milliseconds: int) -> bytes:
     return line(TIMEOUT, str(milliseconds))
+
+
+def attempt(seconds: float) -> Layer:
+    """The caller's side: give each attempt a deadline of its own.
+
+    Args:
+        seconds: How long one may take.
+    """
+    loop = asyncio.get_running_loop()
+
+    def layer(following: Handler) -> Handler:
+        def call(request: Request) -> Awaitable[Response]:
+            request.deadline = min(request.deadline, loop.time() + seconds)
+            return following(request)
+
+        return call
+
+    return layer
 
 
 def within(seconds: float, deadlines: Deadlines[Request]) -> Layer:
@@ -55,7 +92,7 @@ def within(seconds: float, deadlines: Deadlines[Request]) -> Layer:
 
 
 def enforce(deadlines: Deadlines[Request]) -> Layer:
-    """The callee's side: refuse what has expired, cancel what takes too long.
+    """The callee's side: refuse what has expired, cancel what takes too long, say why something was stopped.
 
     Args:
         deadlines: Cancels the task that handles a request at the request's deadline.
@@ -64,6 +101,8 @@ def enforce(deadlines: Deadlines[Request]) -> Layer:
 
     def layer(following: Handler) -> Handler:
         async def handle(request: Request) -> Response:
+            if request.is_abandoned:
+                raise Cancelled("the caller was gone when the call's turn came")
             # Not when it arrived: something may have kept the event loop since then.
             if request.deadline <= loop.time():
                 raise DeadlineExceeded("the deadline had passed when the call's turn came")
@@ -72,9 +111,15 @@ def enforce(deadlines: Deadlines[Request]) -> Layer:
                 return await following(request)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
-                # It may also be the drain that has waited long enough, or both.
-                if request in slot or task is None or task.uncancel() > 0:
+                assert task is not None
+                expired = request not in slot
+                # Each has cancelled it once. It may also be the drain that has waited long enough.
+                for _ in range(expired + request.is_abandoned):
+                    task.uncancel()
+                if task.cancelling() > 0 or not (expired or request.is_abandoned):
                     raise
+                if request.is_abandoned:
+                    raise Cancelled("the caller waits no more") from None
                 raise DeadlineExceeded("the handler was stopped at the deadline") from None
             finally:
                 slot.pop(request, None)

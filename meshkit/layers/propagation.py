@@ -1,26 +1,38 @@
-"""What a nested call inherits: the trace (https://www.w3.org/TR/trace-context/); and who calls."""
+"""What a nested call inherits, and who calls.
+
+That is the trace (https://www.w3.org/TR/trace-context/), the priority, and that nothing is to be tried again.
+"""
 
 import re
 from collections.abc import Awaitable
 
 from meshkit.headers import line, parse, render
-from meshkit.message import CALLER, CURRENT, Handler, Layer, Request, Response
+from meshkit.message import CALLER, CURRENT, PRIORITY, RETRY, Handler, Layer, Request, Response
 
-_INHERITED = re.compile(rb"\r\n(?:traceparent|tracestate|baggage|%b):" % CALLER.encode(), re.IGNORECASE)
+_INHERITED = re.compile(
+    f"\r\n(?:traceparent|tracestate|baggage|{CALLER}|{PRIORITY}|{RETRY}):".encode(), re.IGNORECASE
+)
+
+_PRIORITY = PRIORITY.encode()
 
 
-def propagate(caller: str | None) -> Layer:
-    """The caller's side: pass the trace of the request being handled on, and say who calls.
+def propagate(caller: str | None, priority: str | None = None) -> Layer:
+    """The caller's side: pass on what a nested call inherits, and say who calls.
 
     Args:
         caller: `service/instance` that calls; None for a client that is no service.
+        priority: How important these calls are; None for as important as the call that is being handled.
     """
     whose = b"" if caller is None else line(CALLER, caller)
+    important = b"" if priority is None else line(PRIORITY, priority)
 
     def layer(following: Handler) -> Handler:
         def call(request: Request) -> Awaitable[Response]:
             current = CURRENT.get()
-            inherited = whose if current is None else whose + current.trace
+            inherited = whose if current is None else whose + current.inherited
+            if important:
+                # Most calls inherit none.
+                inherited = merge(inherited, important) if _PRIORITY in inherited else inherited + important
             request.head = merge(inherited, request.head) if request.head else inherited
             return following(request)
 
@@ -30,7 +42,7 @@ def propagate(caller: str | None) -> Layer:
 
 
 def merge(inherited: bytes, given: bytes) -> bytes:
-    """Both heads in one: a trace that was given goes before that inherited, the caller is who it is."""
+    """Both heads in one: what was given goes before what is inherited, the caller is who it is."""
     if not _INHERITED.search(given):
         return given + inherited
     headers, own = parse(given), parse(inherited)

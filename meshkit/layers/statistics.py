@@ -1,4 +1,4 @@
-"""Statistics of an endpoint, as the services protocol (ADR-32) reports them."""
+"""Statistics: of an endpoint, as the services protocol (ADR-32) reports them, and of a caller."""
 
 import time
 
@@ -47,3 +47,25 @@ class Statistics(msgspec.Struct):
                 self.processing += time.perf_counter() - started
 
         return handle
+
+
+class CallStatistics(msgspec.Struct):
+    """What a caller's own side has done about the calls of one target.
+
+    Attributes:
+        retries: How many attempts followed a first one.
+        hedges: How many second copies were sent.
+        hedges_won: How many of them were answered first.
+        budget_spent: How many retries and hedges were left out, since the budget did not allow them.
+        circuit_opened: How often the circuit breaker opened.
+        refused: How many calls the caller's own circuit breaker, rate limit or bulkhead refused.
+        fallbacks: How many calls were answered with their fallback.
+    """
+
+    retries: int = 0
+    hedges: int = 0
+    hedges_won: int = 0
+    budget_spent: int = 0
+    circuit_opened: int = 0
+    refused: int = 0
+    fallbacks: int = 0

@@ -7,6 +7,9 @@ import msgspec
 
 from meshkit.headers import parse
 
+# Before the subject of a call: tells its callee that nobody waits any more. The payload is the reply subject.
+CANCEL = "_MESH.cancel."
+
 
 class Message(msgspec.Struct, gc=False):
     """What arrives.
@@ -36,6 +39,26 @@ class Subscription(Protocol):
         """End the interest; returns when the callback has had every message that was delivered."""
         ...
 
+    async def close(self) -> None:
+        """End the interest at once."""
+        ...
+
+
+class Sink(Protocol):
+    """What takes the messages on a reply subject: a future, or what does as one and takes several."""
+
+    def done(self) -> bool:
+        """Whether it wants no more; then it gets nothing more."""
+        ...
+
+    def set_result(self, result: Message, /) -> None:
+        """Take a message; the next ones too, as long as it is not done. It must neither block nor raise."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Be told that no more will come: ConnectionLost, or Forbidden."""
+        ...
+
 
 class Transport(Protocol):
     """A connection to NATS that mends itself.
@@ -46,6 +69,19 @@ class Transport(Protocol):
     @property
     def is_connected(self) -> bool:
         """Whether messages can be sent right now."""
+        ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is connected, and has been for so long that whoever lost the server too is back."""
+        ...
+
+    async def ready(self, deadline: float) -> None:
+        """Wait until messages can be sent.
+
+        Raises:
+            Disconnected: They cannot until the deadline.
+        """
         ...
 
     @property
@@ -66,6 +102,9 @@ class Transport(Protocol):
     async def request(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Message:
         """Send a message and wait for the first answer.
 
+        If the task that waits is cancelled, or no answer comes in time, the callee is told, on `CANCEL` and
+        the subject. Nobody else's services are: not those on subjects that begin with `$` or `_`.
+
         Raises:
             BadRequest: The message is larger than the server takes; nothing was sent.
             Forbidden: The connection's user may not publish to the subject.
@@ -74,6 +113,23 @@ class Transport(Protocol):
             DeadlineExceeded: No answer came in time.
             ConnectionLost: The connection broke after the message was sent.
         """
+        ...
+
+    def attach(self, subject: str, sink: Sink) -> str:
+        """Have all messages on a reply subject of its own go to a sink, until `detach`.
+
+        Args:
+            subject: Where that reply subject will be sent to: if it may not be, the sink is told.
+            sink: Gets payload, head and reply subject of each message. NATS's own answer that nobody listens
+                is one too; its head begins with `headers.NO_RESPONDERS`.
+
+        Returns:
+            The reply subject, to publish with.
+        """
+        ...
+
+    def detach(self, reply: str) -> None:
+        """Drop what arrives on a reply subject from now on."""
         ...
 
     async def gather(
@@ -101,6 +157,10 @@ class Transport(Protocol):
             BadRequest: The message is larger than the server takes.
             Disconnected: There is no connection, and none came within five seconds.
         """
+        ...
+
+    def tell(self, subject: str, payload: bytes) -> None:
+        """Send a small message and wait for nothing. Without a connection it may be lost."""
         ...
 
     async def subscribe(

@@ -9,9 +9,10 @@ Each override names the defect of nats-py 2.16 that it mends; `tests/transport/t
 
 import asyncio
 import logging
+import random
 import re
-from collections.abc import Awaitable, Callable, Container
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Container, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from nats import errors
 from nats.aio.client import PING_PROTO, Client
@@ -20,7 +21,10 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol import parser
 
+from meshkit.errors import ConnectionLost
 from meshkit.headers import STATUS, VERSION, parse, render
+
+T = TypeVar("T")
 
 log = logging.getLogger("meshkit.transport")
 
@@ -51,6 +55,8 @@ class GuardedClient(Client):
         self._waiting = waiting
         self._tls_required = tls
         self._on_lost = on_lost
+        # Done as soon as the connection is known to be broken; another one when it has been mended.
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def send(self, subject: str, payload: bytes, head: bytes, reply: bytes) -> Awaitable[None] | None:
         """Have a message written.
@@ -68,12 +74,44 @@ class GuardedClient(Client):
 
     async def listen(self, subject: str, queue: str, deliver: Deliver) -> Subscription:
         """Subscribe; in order of their arrival, messages are delivered without waiting for anything."""
+        return await self.subscribe(subject, queue=queue, cb=_taker(deliver))
 
-        async def take(msg: Msg) -> None:
-            # An exception or a cancellation in here would end the subscription: nothing is awaited.
-            deliver(msg.subject.encode(), msg.reply.encode(), _head(msg.headers), msg.data)
+    def redirect(self, subscription: Subscription, deliver: Deliver) -> None:
+        """Deliver the next messages of a subscription to somebody else."""
+        subscription._cb = _taker(deliver)
 
-        return await self.subscribe(subject, queue=queue, cb=take)
+    def learn_servers(self, other: "GuardedClient") -> bool:
+        """Know the servers that another client knows, and try its own last.
+
+        Returns:
+            Whether there are any but that.
+        """
+        own = other._current_server
+        assert own is not None
+        is_web = own.uri.scheme.startswith("ws")  # to which nats-py adds what is none
+        others = [
+            server
+            for server in other._server_pool
+            if server is not own and server.uri.scheme.startswith("ws") == is_web
+        ]
+        self._server_pool = [*random.sample(others, len(others)), own]
+        return bool(others)
+
+    async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something that nats-py would go on waiting for after a disconnect.
+
+        Raises:
+            ConnectionLost: The connection broke meanwhile.
+        """
+        task = asyncio.create_task(work)
+        tasks: set[asyncio.Future[Any]] = {task, self.lost}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionLost
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _process_pong(self) -> None:
         # A PONG for a flush that was given up raised InvalidStateError and ended the read loop, for good and
@@ -121,9 +159,14 @@ class GuardedClient(Client):
         that had ended, PINGs that nobody counted any more. And it closed the socket politely, which with
         unsent data and a peer that no longer reads never ends.
         """
+        self._set_lost()
         self._on_lost()
         self._keep(_is_event)
         self._drop_socket()
+
+    def _set_lost(self) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     def _keep(self, wanted: Callable[[bytes], bool]) -> None:
         """Forget the commands not yet written that are not wanted."""
@@ -135,6 +178,7 @@ class GuardedClient(Client):
         # nats-py waited for the peer to read what is unsent, and failed where there is no peer, or never was.
         if self._flush_queue is None:
             return
+        self._set_lost()
         self._pending = []
         self._pending_data_size = 0
         self._drop_socket()
@@ -185,6 +229,8 @@ class GuardedClient(Client):
             if task is not None:
                 task.cancel()
         await super()._process_connect_init()
+        if self.lost.done():
+            self.lost = asyncio.get_running_loop().create_future()
         # What was sent in between: subscriptions are replayed from the list of them.
         self._keep(_is_event)
         for task in (self._reading_task, self._flusher_task):
@@ -207,6 +253,14 @@ class GuardedClient(Client):
             log.error("nats-py stopped reconnecting; going on")
             self._reconnection_task = asyncio.get_running_loop().create_task(self._attempt_reconnect())
             self._watch_reconnect()
+
+
+def _taker(deliver: Deliver) -> Callable[[Msg], Awaitable[None]]:
+    async def take(msg: Msg) -> None:
+        # An exception or a cancellation in here would end the subscription: nothing is awaited.
+        deliver(msg.subject.encode(), msg.reply.encode(), _head(msg.headers), msg.data)
+
+    return take
 
 
 def _head(headers: dict[str, str] | None) -> bytes:

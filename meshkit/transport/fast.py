@@ -34,6 +34,9 @@ log = logging.getLogger("meshkit.transport")
 
 PROVED_WITH = "2.16."
 
+# How reply subjects begin, behind the inbox, that are for more than one message.
+ATTACHED = b"s"
+
 # Bytes of a read after which there is probably more. uvloop would go on up to 8 MiB, which are more messages
 # than an instance keeps, before it runs the tasks that they start.
 _FULL = 250_000
@@ -112,7 +115,9 @@ class FastClient(GuardedClient):
     def _is_wanted(self, command: bytes) -> bool:
         line = command[: command.find(b"\r\n")]
         at = line.find(self._inbox)
-        return at < 0 or line[at + len(self._inbox) :].partition(b" ")[0] in self._waiting
+        token = line[at + len(self._inbox) :].partition(b" ")[0]
+        # An item of a stream is wanted, though its producer may be done and wait for nothing more.
+        return at < 0 or token.startswith(ATTACHED) or token in self._waiting
 
     # In
 
@@ -126,6 +131,12 @@ class FastClient(GuardedClient):
         except BaseException:
             del self._delivers[number]
             raise
+
+    def redirect(self, subscription: Subscription, deliver: Deliver) -> None:
+        """Deliver the next messages of a subscription to somebody else."""
+        number = b"%d" % subscription._id
+        if number in self._delivers:  # else it has ended
+            self._delivers[number] = deliver
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         super()._remove_sub(sid, max_msgs)

@@ -37,9 +37,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None = None
 
     def for_nats(self) -> dict[str, Any]:
-        """The same, as nats-py's `connect` takes it."""
+        """Who connects, as nats-py's `connect` takes it."""
         return {
-            "servers": self.urls,
             "user_credentials": self.credentials,
             "nkeys_seed": self.nkey,
             "user": self.user,

@@ -1,15 +1,9 @@
 """The commands that look around: ls, info, stats, ping and call."""
 
-import asyncio
-import contextlib
 import enum
 import json
-import os
-import pty
-import re
-import sys
-import termios
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import msgspec
@@ -30,55 +24,6 @@ class Booking(msgspec.Struct):
 class Receipt(msgspec.Struct):
     room: int
     total: float
-
-
-@pytest.fixture
-def meshkit(nats_server):
-    """Runs `meshkit ARGUMENTS`; gives exit code, standard output and standard error."""
-
-    async def run(*arguments, stdin=b"", **environment):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "meshkit", *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "NATS_URL": nats_server.url, **environment},
-        )
-        out, err = await process.communicate(stdin)
-        return process.returncode, out.decode(), err.decode()
-
-    return run
-
-
-@pytest.fixture
-def on_terminal(nats_server):
-    """Runs `meshkit ARGUMENTS` on a terminal of 60 columns; gives what it shows."""
-
-    async def run(*arguments):
-        terminal, end = pty.openpty()
-        termios.tcsetwinsize(end, (24, 60))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "meshkit", *arguments),
-            stdin=end,
-            stdout=end,
-            stderr=end,
-            env={**os.environ, "NATS_URL": nats_server.url, "TERM": "xterm", "COLUMNS": "60"},
-        )
-        os.close(end)
-        shown = await asyncio.to_thread(read_all, terminal)
-        await process.wait()
-        return re.sub(r"\x1b\[[0-9;]*m|\r", "", shown.decode())
-
-    return run
-
-
-def read_all(terminal):
-    shown = b""
-    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
-        while part := os.read(terminal, 4096):
-            shown += part
-    os.close(terminal)
-    return shown
 
 
 @pytest.fixture
@@ -289,6 +234,38 @@ async def test_call_raw(meshkit, rooms):
     assert await meshkit("call", "hotel.rooms.echo", "no JSON", "--raw") == (0, "no JSON", "")
 
 
+async def test_call_of_a_stream(meshkit, mesh, on_terminal):
+    service = Service("counter")
+
+    @service.endpoint()
+    async def count(to: int) -> AsyncIterator[dict[str, int]]:
+        for number in range(1, to + 1):
+            yield {"number": number}
+        if to == 3:
+            raise NotFound("there are no more")
+
+    @service.endpoint()
+    async def one() -> int:
+        return 1
+
+    async with mesh.serve(service):
+        answer = await meshkit("call", "counter.count", "2", "--stream")
+        assert answer == (0, '{"number":1}\n{"number":2}\n', "")
+        assert await meshkit("call", "counter.count", "2", "--stream", "--raw") == (
+            0,
+            '{"number":1}{"number":2}',
+            "",
+        )
+        assert await on_terminal("call", "counter.count", "1", "--stream") == '{\n  "number": 1\n}\n'
+        code, out, err = await meshkit("call", "counter.count", "3", "--stream")
+        assert (code, out.count("\n")) == (1, 3)
+        assert err.startswith("meshkit: counter.count: 404 NotFound: there are no more (")
+        answer = await meshkit("call", "counter.count", "2")
+        assert answer == (1, "", "meshkit: 'counter.count' answers with a stream; add --stream\n")
+        answer = await meshkit("call", "counter.one", "--stream")
+        assert answer == (1, "", "meshkit: 'counter.one' answers with one reply; leave out --stream\n")
+
+
 async def test_call_of_a_service_that_answers_no_json(meshkit, rooms):
     code, out, err = await meshkit("call", "hotel.rooms.echo", "1", "--header", "X-Reply:no JSON")
     assert (code, out) == (1, "")
@@ -318,9 +295,9 @@ async def test_call_of_nobody(meshkit):
         (["hotel rooms"], "white space"),
         (["hotel", "--header", "Name"], "--header 'Name' has no colon; write NAME:VALUE"),
         (["hotel", "--header", "a b:c"], "header name 'a b'"),
-        (["hotel", "--timeout", "0"], "a number of seconds above 0"),
-        (["hotel", "--timeout", "nan"], "a number of seconds above 0"),
-        (["hotel", "--timeout", "inf"], "a number of seconds above 0"),
+        (["hotel", "--timeout", "0"], "seconds above 0, or text such as 250ms, is wanted"),
+        (["hotel", "--timeout", "nan"], "seconds above 0, or text such as 250ms, is wanted"),
+        (["hotel", "--timeout", "inf"], "seconds above 0, or text such as 250ms, is wanted"),
     ],
 )
 async def test_what_cannot_be_called(meshkit, arguments, why):

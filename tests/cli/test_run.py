@@ -178,6 +178,7 @@ def test_flag_wins_and_the_password_in_it_is_not_shown(folder, nats_server):
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
+        (["wrong"], 78, r"^meshkit: wrong/meshkit.toml, \[call.\"a\"\], retries is a whole [^\n]*\n$"),
         (["nothing.py"], 78, r"^meshkit: nothing.py: there is no file [^\n]*/nothing.py\n$"),
         (
             ["rooms.py", "--nats", "nats://127.0.0.1:{port}"],
@@ -194,6 +195,8 @@ def test_flag_wins_and_the_password_in_it_is_not_shown(folder, nats_server):
 )
 def test_failure_has_its_exit_code_and_prints_no_banner(folder, unused_port, args, code, said):
     (folder / "bug.py").write_text("1 / 0")
+    (folder / "wrong").mkdir()
+    (folder / "wrong" / "meshkit.toml").write_text('[services.rooms]\n[call."a"]\nretries = -1')
     command = [*COMMAND, *(arg.format(port=unused_port) for arg in args)]
     ran = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, check=False, text=True)
     assert ran.returncode == code

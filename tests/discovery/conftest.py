@@ -39,7 +39,7 @@ def answering(transport):
             started="2026-01-02T03:04:05.678Z",
             endpoints=(EndpointStats(**book, **counted),),
         )
-        responder = Responder(transport, lambda: info, lambda: stats, checks)
+        responder = Responder(transport, lambda: info, lambda: info, lambda: stats, checks)
         await responder.start()
         await transport.flush()
         yield info

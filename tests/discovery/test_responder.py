@@ -14,6 +14,10 @@ async def ask(transport, subject, payload=b"", head=b""):
     return await transport.request(subject, payload, head, asyncio.get_running_loop().time() + 2)
 
 
+def rooms():
+    return InfoResponse(name="rooms", id="A1", version="1.0.0")
+
+
 async def test_nine_subjects_answer(transport, answering):
     async with answering("Rooms", num_requests=2) as info:
         for subject in control_subjects("Rooms", info.id):
@@ -59,7 +63,7 @@ async def test_statistics_are_those_of_the_moment(transport):
             name="rooms", id="A1", version=f"1.0.{asked}", started="2026-01-02T03:04:05.678Z"
         )
 
-    responder = Responder(transport, lambda: InfoResponse(name="rooms", id="A1", version="1.0.0"), stats)
+    responder = Responder(transport, rooms, rooms, stats)
     await responder.start()
     for number in (1, 2):
         assert json.loads((await ask(transport, "$SRV.STATS.rooms")).payload)["version"] == f"1.0.{number}"
@@ -70,7 +74,7 @@ async def test_what_fails_is_logged_and_the_rest_answers(transport, caplog):
     def stats():
         raise RuntimeError("counter lost")
 
-    responder = Responder(transport, lambda: InfoResponse(name="rooms", id="A1", version="1.0.0"), stats)
+    responder = Responder(transport, rooms, rooms, stats)
     await responder.start()
     with caplog.at_level(logging.WARNING, logger="meshkit.discovery"):
         assert await transport.gather("$SRV.STATS.rooms", timeout=0.2) == []

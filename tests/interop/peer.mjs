@@ -23,6 +23,32 @@ const commands = {
     return error ? { code: error.code, message: error.message } : { payload: reply.string() };
   },
 
+  // Reads a stream: many replies, of which an empty one is the last.
+  async read({ subject, payload }) {
+    const items = [];
+    for await (const reply of await nc.requestMany(subject, payload, { strategy: "sentinel", maxWait: 5000 })) {
+      const error = ServiceError.toServiceError(reply);
+      const end = reply.headers?.get("Mesh-End");
+      if (error || end) {
+        return { items, end, code: error?.code ?? null };
+      }
+      items.push(reply.json());
+    }
+    return { items };
+  },
+
+  // Reads so many items of a stream and then unsubscribes.
+  async readSome({ subject, payload, most }) {
+    const inbox = `_INBOX.${nc.info.client_id}.some`;
+    const subscription = nc.subscribe(inbox, { max: most });
+    nc.publish(subject, payload, { reply: inbox });
+    const items = [];
+    for await (const reply of subscription) {
+      items.push(reply.json());
+    }
+    return items;
+  },
+
   // A service as its documentation writes them; `name` keeps tests apart.
   async serve({ name }) {
     const service = await services.add({ name, version: "1.2.3", description: "sums", metadata: { from: "js" } });

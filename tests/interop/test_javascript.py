@@ -1,4 +1,7 @@
+from collections.abc import AsyncIterator
+
 import pytest
+from support import until
 
 from meshkit import InternalError, Service, ServiceError
 
@@ -77,6 +80,36 @@ async def test_javascript_calls_services(peer, rooms):
     assert answer == {"code": 409, "message": "the hotel is full"}
     answer = await peer.do("request", subject="hotel.book", payload="{")
     assert answer["code"] == 400
+
+
+async def test_javascript_reads_a_stream(peer, mesh):
+    service = Service("Numbers")
+    ended = []
+
+    @service.endpoint("numbers.to")
+    async def to(most: int) -> AsyncIterator[int]:
+        try:
+            for number in range(1, most + 1):
+                yield number
+            if most == 3:
+                raise ServiceError(409, "no more")
+        finally:
+            ended.append(most)
+
+    async with mesh.serve(service):
+        read = await peer.do("read", subject="numbers.to", payload="200")
+        assert read == {"items": list(range(1, 201)), "end": "200", "code": None}
+        read = await peer.do("read", subject="numbers.to", payload="3")
+        assert read == {"items": [1, 2, 3], "end": "3", "code": 409}
+        # Who unsubscribes stops the handler.
+        assert await peer.do("readSome", subject="numbers.to", payload="1000000000", most=5) == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
+        await until(lambda: len(ended) == 3)
 
 
 async def test_a_javascript_service_is_found(peer, mesh):

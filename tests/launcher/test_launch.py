@@ -9,7 +9,7 @@ import meshkit
 
 ROOMS = """
     import asyncio, logging, os
-    from meshkit import Service
+    from meshkit import Context, Service
 
     service = Service("rooms")
 
@@ -26,6 +26,14 @@ ROOMS = """
         logging.getLogger("hotel").info("slowly")
         await asyncio.sleep(1)
         return "done"
+
+    @service.endpoint()
+    async def left(ctx: Context) -> float:
+        return ctx.remaining
+
+    @service.endpoint()
+    async def left_elsewhere(ctx: Context) -> float:
+        return await ctx.mesh.call("rooms.left")
 """
 
 
@@ -46,7 +54,11 @@ def shared(launch, tmp_path_factory):
         [services.limited]
         concurrency = 1
         backlog = 0
-        timeout = 0.2
+        timeout = "200ms"
+        [call."rooms.left"]
+        timeout = 0.1
+        [serve."rooms.*"]
+        timeout = 2
     """)
     launched = launch(folder)
     launched.wait_for("rooms#1 ready", "rooms#2 ready", "limited#1 ready")
@@ -77,6 +89,20 @@ async def test_configuration_overrides_the_code(shared):
         )
     assert {type(first), type(second)} == {meshkit.DeadlineExceeded, meshkit.Overloaded}
     assert max(first.elapsed, second.elapsed) < 1
+
+
+async def test_callers_are_told_of_the_configuration(shared):
+    async with meshkit.connect(shared.url) as mesh:
+        await mesh.directory.learn()
+        await mesh.call("limited.process")
+    callee = mesh.callees["limited.process"]
+    assert (callee.policy.timeout, callee.stands["timeout"]) == (0.2, "service limited 0.1.0 (announced)")
+
+
+async def test_policies_hold_for_what_is_served_and_called(shared):
+    async with meshkit.connect(shared.url) as mesh:
+        assert 1 < await mesh.call("rooms.left") <= 2
+        assert await mesh.call("rooms.left_elsewhere") <= 0.1
 
 
 async def test_log_lines_begin_with_the_worker(shared):

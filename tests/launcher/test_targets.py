@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from meshkit import CallPolicy, Policies, RateLimit, ServePolicy
 from meshkit.errors import ConfigError
 from meshkit.launcher import targets
 from meshkit.launcher.config import ServiceTable
@@ -53,17 +54,30 @@ def test_folder_with_a_configuration(folder):
         nats = "nats://10.0.0.1:4222"
         [services.rooms]
         workers = 2
-        timeout = 1
+        timeout = "250ms"
+        rate_limit = { limits = "5/second", by = "caller" }
         env = { HOTEL_DB = "hotel.sqlite" }
         [services.bills]
         target = "hotel.bills:service"
+        [call."hotel.>"]
+        timeout = 1
+        [serve."hotel.rooms.*"]
+        concurrency = false
     """)
     found = targets.read(["."])
     rooms, bills = found.sources
     assert found.nats == "nats://10.0.0.1:4222"
     assert (rooms.module, rooms.service) == ("rooms", "rooms")
-    assert rooms.table == ServiceTable(workers=2, timeout=1.0, env={"HOTEL_DB": "hotel.sqlite"})
+    assert rooms.table == ServiceTable(workers=2, env={"HOTEL_DB": "hotel.sqlite"})
+    assert rooms.serve == ServePolicy(timeout=0.25, rate_limit=RateLimit("5/second", by="caller"))
     assert (bills.module, bills.attribute, bills.table.workers) == ("hotel.bills", "service", 1)
+    assert bills.serve == ServePolicy()
+    for source in found.sources:
+        assert source.policies == Policies(
+            {"hotel.>": CallPolicy(timeout=1)},
+            {"hotel.rooms.*": ServePolicy(concurrency=None)},
+            "meshkit.toml",
+        )
 
 
 @pytest.mark.parametrize(
@@ -91,8 +105,8 @@ def test_file_named_like_a_standard_module_is_refused(folder):
     [
         ("[services.rooms", "not valid TOML: "),
         ("", "no services; write a [services.<name>] table for each"),
-        ("[service.rooms]", "unknown field `service`; the fields here are services, nats"),
-        ("[services]\nrooms = 1", "[services.rooms]: Expected a table, got `int`"),
+        ("[service.rooms]", "unknown field `service`; the fields here are services, nats, call, serve"),
+        ("[services]\nrooms = 1", "[services.rooms]: write a table, not 1"),
         (
             "[services.rooms]\nworker = 2",
             "[services.rooms]: unknown field `worker`; the fields here are",
@@ -103,7 +117,21 @@ def test_file_named_like_a_standard_module_is_refused(folder):
             "[services.rooms]\nloop = 'trio'",
             "[services.rooms], loop: Invalid enum value 'trio'; write auto or asyncio or uvloop",
         ),
-        ("[services.rooms]\ntimeout = 0", "[services.rooms], timeout: Expected `float` > 0.0"),
+        (
+            "[services.rooms]\ntimeout = 0",
+            "[services.rooms], timeout is seconds above 0, or text such as '250ms'",
+        ),
+        ("[services.rooms]\nbacklog = -1", "[services.rooms], backlog is a whole number from 0, not -1"),
+        (
+            "[services.rooms]\nserve = {}",
+            "[services.rooms]: unknown field `serve`; the fields here are target,",
+        ),
+        ("[services.rooms]\n[call]\nretries = 1", '[call."retries"]: a policy is a table of fields, not 1'),
+        (
+            "[services.rooms]\n[call.'a.>']\nretrys = 1",
+            "[call.\"a.>\"]: unknown field 'retrys'; the fields here are",
+        ),
+        ("[services.rooms]\n[serve.'a..b']", "[serve.\"a..b\"]: subject 'a..b' has an empty token"),
         ("[services.bills]", "[services.bills]: there is no file "),
     ],
 )

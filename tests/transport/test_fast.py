@@ -33,7 +33,7 @@ HEADS = st.just(b"") | st.dictionaries(
 async def test_messages_arrive_however_they_are_cut(mesh):
     heard = []
     interest = await mesh.transport.subscribe("cut.>", heard.append)
-    number = interest._subscription._id
+    number = interest.subscription._id
     wire = mesh.transport._client._wire
 
     def on_the_wire(subject, reply, head, payload):
@@ -132,7 +132,7 @@ async def test_what_is_not_the_protocol_ends_the_connection_and_not_the_client(p
     async with connect(proxy.url) as mesh:
         interest = await mesh.transport.subscribe("alive", take)
         await mesh.transport.flush()
-        number = b"%d" % interest._subscription._id
+        number = b"%d" % interest.subscription._id
         assert len(number) == 1
         proxy.inject(said.replace(b"SID", number))
         await until(lambda: proxy.connections == 2 and mesh.transport.is_connected)

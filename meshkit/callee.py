@@ -1,0 +1,194 @@
+"""What a caller knows of what it calls: the policy that holds for a target, and the state its calls share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from meshkit.budget import RetryBudget
+from meshkit.discovery.directory import Directory
+from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.statistics import CallStatistics
+from meshkit.message import Handler
+from meshkit.policy import (
+    CALL_DEFAULTS,
+    SHARED,
+    CallPolicy,
+    Effective,
+    Policies,
+    Source,
+    put_together,
+)
+from meshkit.service import Endpoint
+from meshkit.stack import Shared, client_stack
+from meshkit.stream import opening
+from meshkit.transport import Transport
+
+# Subjects whose callees are remembered; the state of one that is forgotten begins anew.
+_MOST = 4096
+# Policies of single calls, for each callee.
+_MOST_POLICIES = 64
+
+_Declared: TypeAlias = Endpoint[..., Any, Any]
+_Key: TypeAlias = str | _Declared | tuple[_Declared, str]
+
+
+class Callee:
+    """An endpoint as one mesh sees it. All its subjects share its state.
+
+    Attributes:
+        target: Its subject or, with parameters, the pattern of its subjects.
+        policy: The policy that holds for calls to it, every field set.
+        sources: Where the policy is from, the weakest first.
+        stands: Where each field of the policy stands.
+        timeout: Seconds that a call may take.
+        stack: What a call goes through.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        sources: list[Source],
+        shared: Shared,
+        build: Callable[[Effective, Shared, bool], Handler],
+    ) -> None:
+        self.target = target
+        self.policy, self.stands = put_together(sources)
+        self.timeout: float = self.policy.timeout
+        self.stack = build(self.policy, shared, False)
+        self.shared = shared
+        self.sources = sources
+        self._build = build
+        self._with: dict[CallPolicy, Callee] = {}
+
+    @functools.cached_property
+    def opening(self) -> Handler:
+        """What a request goes through that opens a stream."""
+        return self._build(self.policy, self.shared, True)
+
+    @property
+    def statistics(self) -> CallStatistics:
+        """What was done to keep its calls alive."""
+        return self.shared.statistics
+
+    @property
+    def circuit(self) -> str:
+        """The circuit breaker's state: `closed`, `open` or `half-open`."""
+        return "closed" if self.shared.breaker is None else self.shared.breaker.state
+
+    def under(self, policy: CallPolicy) -> "Callee":
+        """The same callee, called by a policy that one call is given.
+
+        Raises:
+            ValueError: The policy says something that all calls to a target share.
+        """
+        known = self._with.get(policy)
+        if known is None:
+            if shared := [name for name in policy.said() if name in SHARED]:
+                raise ValueError(
+                    f"{shared[0]} is shared by all calls to {self.target!r}, and one call cannot have its "
+                    "own; give it to connect(policies=...) or write it into a meshkit.toml"
+                )
+            while len(self._with) >= _MOST_POLICIES:
+                del self._with[next(iter(self._with))]
+            sources = [*self.sources, Source(policy, "this call")]
+            known = self._with[policy] = Callee(self.target, sources, self.shared, self._build)
+        return known
+
+
+class Callees:
+    """The callees of one mesh; `by_target` has those that are known.
+
+    Args:
+        transport: The connection that they are called on.
+        send: Hands a request to it.
+        caller: `service/instance` that calls, if it is a service.
+        policies: The caller's own.
+        directory: What services announce.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        send: Handler,
+        *,
+        caller: str | None,
+        policies: Policies,
+        directory: Directory,
+    ) -> None:
+        self._transport = transport
+        self._send = send
+        self._caller = caller
+        self._policies = policies
+        self._directory = directory
+        # By subject; for those who have its declaration by endpoint, with its subject where policies differ.
+        self._known: dict[_Key, Callee] = {}
+        self.by_target: dict[str, Callee] = {}
+        # On the way of every call.
+        self.get = self._known.get
+        directory.tell(self)
+
+    def forget(self) -> None:
+        """What services announce has changed: look again at the next call."""
+        self._known.clear()
+
+    def meet(self, subject: str, endpoint: Endpoint[..., Any, Any] | None = None) -> Callee:
+        """The callee for a subject that is not known yet.
+
+        Args:
+            subject: Where the call goes.
+            endpoint: Its declaration, where the caller has it.
+        """
+        key: _Key = subject
+        if endpoint is not None:
+            target, declared = endpoint.pattern.wire, endpoint.call_policies
+            key = (endpoint, subject) if self._policies.distinguish(endpoint.pattern) else endpoint
+        else:
+            target, declared = self._directory.find(subject)
+        sources = [Source(CALL_DEFAULTS, "default"), *declared, *self._policies.for_call(subject)]
+        callee = self.by_target.get(target)
+        if callee is None or callee.sources != sources:
+            callee = Callee(target, sources, self._shared(target, sources, callee), self._build)
+        for remembered in (self._known, self.by_target):
+            while len(remembered) >= _MOST:
+                del remembered[next(iter(remembered))]  # pyright: ignore[reportArgumentType] # one of its own keys
+        self._known[key] = self.by_target[target] = callee
+        return callee
+
+    def _build(self, policy: Effective, shared: Shared, streams: bool) -> Handler:
+        return client_stack(
+            opening(self._transport) if streams else self._send,
+            link=self._transport,
+            caller=self._caller,
+            policy=policy,
+            shared=shared,
+            streams=streams,
+        )
+
+    def _shared(self, target: str, sources: list[Source], known: Callee | None) -> Shared:
+        """The state of a target: as it is, unless the policy of that has changed."""
+        policy, _ = put_together(sources)
+        names = (*SHARED, "breaker")
+        if known is not None and all(getattr(known.policy, name) == getattr(policy, name) for name in names):
+            return known.shared
+        shared = Shared(RetryBudget(policy.retry_budget, policy.retry_reserve))
+        if policy.breaker:
+            from meshkit.layers.breaker import Breaker
+
+            shared.breaker = Breaker(
+                target,
+                failures=policy.breaker_failures,
+                success=policy.breaker_success,
+                calls=policy.breaker_calls,
+                window=policy.breaker_window,
+                open_first=policy.breaker_open,
+                open_most=policy.breaker_open_most,
+                statistics=shared.statistics,
+            )
+        what = f"calls to {target}"
+        if policy.rate_limit is not None:
+            from meshkit.quota import quota
+
+            shared.bounds.quota = quota(policy.rate_limit, what, transport=self._transport)
+        if policy.concurrency is not None:
+            shared.bounds.concurrency = Concurrency(policy.concurrency, policy.backlog, what)
+        return shared

@@ -1,0 +1,60 @@
+import asyncio
+import contextlib
+import os
+import pty
+import re
+import sys
+import termios
+
+import pytest
+
+
+@pytest.fixture
+def meshkit(nats_server, tmp_path):
+    """Runs `meshkit ARGUMENTS` in `tmp_path`; gives exit code, standard output and standard error."""
+
+    async def run(*arguments, stdin=b"", **environment):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "meshkit", *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "NATS_URL": nats_server.url, **environment},
+        )
+        out, err = await process.communicate(stdin)
+        return process.returncode, out.decode(), err.decode()
+
+    return run
+
+
+@pytest.fixture
+def on_terminal(nats_server, tmp_path):
+    """Runs `meshkit ARGUMENTS` in `tmp_path` on a terminal of 60 columns; gives what it shows."""
+
+    async def run(*arguments):
+        terminal, end = pty.openpty()
+        termios.tcsetwinsize(end, (24, 60))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "meshkit", *arguments),
+            stdin=end,
+            stdout=end,
+            stderr=end,
+            cwd=tmp_path,
+            env={**os.environ, "NATS_URL": nats_server.url, "TERM": "xterm", "COLUMNS": "60"},
+        )
+        os.close(end)
+        shown = await asyncio.to_thread(read_all, terminal)
+        await process.wait()
+        return re.sub(r"\x1b\[[0-9;]*m|\r", "", shown.decode())
+
+    return run
+
+
+def read_all(terminal):
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    return shown

@@ -1,0 +1,66 @@
+import asyncio
+
+import pytest
+
+from meshkit.errors import NACK, RETRY_AFTER, RateLimited, from_headers, to_headers
+from meshkit.layers.rate_limit import rate_limit
+from meshkit.message import Request, Response
+from meshkit.policy import RateLimit
+from meshkit.quota import quota
+
+
+def request():
+    return Request("room.book", b"", b"", 0.0, 1e9)
+
+
+async def answer(request):
+    return Response(b"done")
+
+
+async def test_what_is_too_many_is_refused_and_told_when_to_come_back(clock):
+    call = rate_limit(quota(RateLimit("2/second"), "room.book"))(answer)
+    assert (await call(request())).payload == b"done"
+    await clock.advance(0.25)
+    await call(request())
+    with pytest.raises(RateLimited, match=r"of room\.book is reached: 2 per second") as caught:
+        await call(request())
+    assert caught.value.executed is False
+    assert caught.value.retry_after == pytest.approx(0.75)
+    await clock.advance(caught.value.retry_after)
+    assert (await call(request())).payload == b"done"
+
+
+async def test_a_refusal_is_a_nack_on_the_wire(clock):
+    call = rate_limit(quota(RateLimit("1/minute"), "room.book"))(answer)
+    await call(request())
+    with pytest.raises(RateLimited) as caught:
+        await call(request())
+    headers = to_headers(caught.value, "rooms/1")
+    assert headers[NACK]
+    assert headers[RETRY_AFTER] == "60000"
+
+
+async def test_a_quota_that_has_to_ask_lets_the_call_wait():
+    gate = asyncio.Event()
+
+    class Asking:
+        def take(self, request):
+            return gate.wait()
+
+    call = asyncio.ensure_future(rate_limit(Asking())(answer)(request()))
+    await asyncio.sleep(0)
+    assert not call.done()
+    gate.set()
+    assert (await call).payload == b"done"
+
+
+async def test_who_waits_as_long_as_the_wire_says_is_let_through(clock):
+    call = rate_limit(quota(RateLimit("1/second"), "room.book"))(answer)
+    await call(request())
+    await clock.advance(0.1237)
+    with pytest.raises(RateLimited) as caught:
+        await call(request())
+    told = from_headers(to_headers(caught.value, "rooms/1")).retry_after
+    assert told == pytest.approx(0.877)
+    await clock.advance(told)
+    assert (await call(request())).payload == b"done"
