@@ -1,5 +1,6 @@
 """A lightweight service mesh as a library on NATS."""
 
+from meshkit.connecting import connect
 from meshkit.errors import (
     BadReply,
     BadRequest,
@@ -23,7 +24,7 @@ from meshkit.errors import (
     Unauthorized,
     Unavailable,
 )
-from meshkit.mesh import Mesh, connect
+from meshkit.mesh import Mesh
 from meshkit.message import Context
 from meshkit.policy import CallPolicy, Policies, RateLimit, ServePolicy
 from meshkit.service import Endpoint, Service

@@ -4,17 +4,13 @@ import asyncio
 import functools
 import inspect
 import os
-import signal
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
-import anyio
 import msgspec
 
-from meshkit import codec, loop
+from meshkit import codec
 from meshkit import headers as wire
 from meshkit.callee import Callee, Callees
 from meshkit.codec import Decoder
@@ -25,7 +21,6 @@ from meshkit.discovery.registry import DiscoveredService
 from meshkit.errors import (
     BadReply,
     BadRequest,
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     InternalError,
@@ -37,7 +32,7 @@ from meshkit.errors import (
 from meshkit.instance import Instance
 from meshkit.layers.propagation import merge
 from meshkit.message import CURRENT, LONGEST_TIMEOUT, Opening, Request, Response
-from meshkit.policy import NO_POLICIES, CallPolicy, Policies, load
+from meshkit.policy import NO_POLICIES, CallPolicy, Policies
 from meshkit.service import Endpoint, Service, Target
 from meshkit.stream import ROOM, Stream, refuse
 from meshkit.subject import check
@@ -428,101 +423,3 @@ def _decode(decoder: Decoder, response: Response, kind: str) -> Any:
         return decoder(response.payload, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequest) as error:
         raise BadReply(f"the reply is not {decoder.type}: {error}; returns=bytes gives it as it is") from None
-
-
-@asynccontextmanager
-async def connect(
-    url: str | list[str] | None = None,
-    *,
-    name: str | None = None,
-    timeout: float = 2.0,
-    codec: str = "json",
-    policies: StrPath | Policies | None = None,
-    credentials: StrPath | None = None,
-    nkey: StrPath | None = None,
-    user: str | None = None,
-    password: str | None = None,
-    token: str | None = None,
-    tls_ca: StrPath | None = None,
-    tls_cert: StrPath | None = None,
-    tls_key: StrPath | None = None,
-) -> AsyncGenerator[Mesh]:
-    """Connect to NATS for the time of an `async with` block.
-
-    What is not given comes from the environment, by the names that the `nats` command uses.
-
-    Args:
-        url: One server or several of a cluster, as a list or separated by commas; NATS_URL, else
-            nats://127.0.0.1:4222. tls:// asks for an encrypted connection.
-        name: What the connection is called in the server's monitoring.
-        timeout: Seconds to go on trying to make the first connection.
-        codec: How messages are sent, json or msgpack; replies come the same way.
-        policies: For what is called and served on this connection: a file like meshkit.toml, whose
-            `[call."…"]` and `[serve."…"]` tables are read, or `meshkit.policy.Policies`.
-        credentials: A `.creds` file; NATS_CREDS.
-        nkey: A file with an nkey seed; NATS_NKEY.
-        user: With password; NATS_USER, NATS_PASSWORD.
-        password: With user.
-        token: NATS_TOKEN.
-        tls_ca: Certificate authority to check the server by; NATS_CA.
-        tls_cert: Client certificate; NATS_CERT.
-        tls_key: Its key; NATS_KEY.
-
-    Raises:
-        Disconnected: No server could be reached, or it refused; the text says which and why.
-        ConfigError: An option is of no use; the text says which and why.
-    """
-    # nats-py takes a tenth of a second to import, which who only declares services need not wait for.
-    from meshkit.transport.nats import NatsTransport
-    from meshkit.transport.options import options
-
-    content = _content(codec)
-    if policies is None:
-        policies = NO_POLICIES
-    elif not isinstance(policies, Policies):
-        policies = load(Path(policies))
-    transport = NatsTransport(
-        options(
-            url,
-            credentials=credentials,
-            nkey=nkey,
-            user=user,
-            password=password,
-            token=token,
-            tls_ca=tls_ca,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-        ),
-        name=name,
-    )
-    await transport.connect(timeout)
-    mesh = Mesh(transport, content=content, policies=policies)
-    try:
-        yield mesh
-    finally:
-        with anyio.CancelScope(shield=True):
-            await mesh.directory.close()
-            await transport.close()
-
-
-def _content(name: str) -> str:
-    if name not in codec.CODECS:
-        raise ConfigError(f"codec {name!r} is not known; write {' or '.join(codec.CODECS)}")
-    return codec.CODECS[name]
-
-
-def run(service: Service, url: str | None = None, **options: Any) -> None:
-    """What `Service.run` does."""
-
-    async def serve() -> None:
-        instance_id = new_instance_id()
-        name = f"{service.name}/{service.version}/{instance_id}"
-        options.setdefault("name", name)
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with connect(url, **options) as mesh, mesh.serve(service, instance_id=instance_id):
-                await anext(signals)
-
-    try:
-        loop.run(serve)
-    except (MeshError, ConfigError) as error:
-        sys.exit(f"meshkit: {getattr(error, 'message', error)}")

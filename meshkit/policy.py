@@ -461,11 +461,18 @@ class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         call: For calls to the subjects that match a pattern.
         serve: For endpoints whose subjects match.
         where: What a reader is told of where they stand.
+
+    Raises:
+        DeclarationError: A pattern is none.
     """
 
     call: dict[str, CallPolicy] = {}
     serve: dict[str, ServePolicy] = {}
-    where: str = ""
+    where: str = "connect(policies=...)"
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.call, *self.serve):
+            Pattern(pattern)
 
     def for_call(self, subject: str) -> list[Source]:
         """The policies for calls to a subject, or to the subjects of a pattern; the weakest first."""

@@ -425,7 +425,7 @@ class Service(Group):
             Disconnected: No NATS server can be reached.
         """
         # Upwards, and only here: who runs a service needs the mesh.
-        from meshkit.mesh import run
+        from meshkit.connecting import run
 
         run(self, url, **options)
 

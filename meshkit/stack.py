@@ -88,6 +88,9 @@ def _client_layers(
         # Refuses while the target fails, and judges by each attempt. Above the caller's own bounds, so that
         # nothing waits there for a target that is known to fail.
         yield shared.breaker.layer
+    if shared.bounds.quota is not None or shared.bounds.concurrency is not None:
+        # Counts what the caller's own bounds refuse. Above them.
+        yield shared.statistics.refusals
     if shared.bounds.quota is not None:
         # The caller's own limit on the messages that it sends. Above concurrency: what it refuses takes no
         # slot.

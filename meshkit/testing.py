@@ -94,7 +94,7 @@ def nats_server() -> Iterator["EmbeddedServer"]:
 @pytest.fixture
 async def mesh(nats_server: "EmbeddedServer") -> AsyncIterator["Mesh"]:
     """A `meshkit.Mesh` that is connected to `nats_server`."""
-    from meshkit.mesh import connect
+    from meshkit.connecting import connect
 
     async with connect(nats_server.url) as mesh:
         yield mesh

@@ -12,6 +12,15 @@ async def until(condition, seconds=5.0):
             await asyncio.sleep(0.01)
 
 
+async def until_by(clock, condition, seconds=5.0):
+    """The same where a test's clock stands still: it moves on by a hundredth of a second at a time."""
+    for _ in range(round(seconds * 100)):
+        if condition():
+            return
+        await clock.advance(0.01)
+    raise TimeoutError
+
+
 def gated(name="gated", **options):
     """A service whose handler waits for `gate`; `running` counts those that do."""
     service = Service(name, **options)

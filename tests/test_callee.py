@@ -181,6 +181,19 @@ async def test_policies_of_a_file(nats_server, tmp_path, mesh):
     assert caller.callees["rooms.plain"].stands["timeout"] == f'{file} [call."rooms.>"]'
 
 
+async def test_subjects_of_an_endpoint_may_have_policies_of_their_own(mesh, with_policies):
+    service = rooms(timeout=4)
+    mine = {"rooms.12.about": CallPolicy(timeout=2), "rooms.*.about": CallPolicy(timeout=3)}
+    async with mesh.serve(service), with_policies(call=mine) as caller:
+        for _ in range(2):
+            assert (await caller.call(service.about.at(room=12)))["timeout"] <= 2
+            assert 2 < (await caller.call(service.about.at(room=13)))["timeout"] <= 3
+            assert 3 < (await caller.call(service.plain))["timeout"] <= 4
+    assert [callee.target for callee in caller._callees._known.values()] == [
+        *("rooms.*.about", "rooms.*.about", "rooms.plain")
+    ]
+
+
 # Policies of one call
 
 
@@ -312,12 +325,13 @@ async def test_what_is_remembered_is_bounded(mesh, monkeypatch):
         await mesh.directory.learn()
         for number in range(10):
             await mesh.call(service.plain, policy=CallPolicy(timeout=1 + number))
+        assert len(mesh.callees["rooms.plain"]._with) == 2
+        for number in range(10):
             await mesh.call(f"rooms.{number}.about")
             with pytest.raises(NoResponders):
                 await mesh.call(f"nobody.{number}", policy=CallPolicy(retries=0))
     assert len(mesh.callees) <= 3
     assert len(mesh._callees._known) <= 3
-    assert all(len(callee._with) <= 2 for callee in mesh.callees.values())
 
 
 # Priorities

@@ -315,6 +315,13 @@ def test_the_more_specific_pattern_wins_field_by_field():
     }
 
 
+def test_policies_in_code():
+    mine = Policies({"rooms.>": CallPolicy(retries=1)})
+    assert mine.for_call("rooms.price")[0].where == 'connect(policies=...) [call."rooms.>"]'
+    with pytest.raises(DeclarationError, match=r"subject 'rooms\.\.price' has an empty token"):
+        Policies(serve={"rooms..price": ServePolicy()})
+
+
 def test_an_endpoints_policies_are_those_for_all_of_its_subjects():
     mine = Policies(serve={"rooms.>": ServePolicy(backlog=1), "rooms.12.price": ServePolicy(backlog=2)})
     assert [source.policy.backlog for source in mine.for_endpoint("rooms.*.price")] == [1]

@@ -315,6 +315,18 @@ async def test_what_the_callers_own_limit_refuses_takes_no_slot():
     holding.cancel()
 
 
+async def test_what_the_callers_own_bounds_refuse_is_counted():
+    shared = Shared(RetryBudget(0.2, 10), bounds=Bounds(limited("2/minute"), Concurrency(1, 0, "calls")))
+    stack = client(forever, shared, retries=0)
+    holding = asyncio.create_task(stack(request()))
+    await asyncio.sleep(0)
+    for error in (Overloaded, RateLimited):
+        with pytest.raises(error):
+            await stack(request())
+    assert shared.statistics.refused == 2
+    holding.cancel()
+
+
 async def test_waiting_for_the_connection_counts_against_the_whole_call_and_no_attempt(clock):
     sent = []
 

@@ -8,7 +8,7 @@ import nats
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support import until
+from support import until, until_by
 
 from meshkit import Context, DeadlineExceeded, Forbidden, MeshError, Service, StreamBroken, connect
 from meshkit.message import Request
@@ -34,16 +34,16 @@ def forged(mesh):
             "forged.tail", lambda message: sending.append(asyncio.ensure_future(send(message.reply)))
         )
         await mesh.transport.flush()
-        got = []
         try:
             async for each in mesh.stream("forged.tail"):
-                got.append(each)  # noqa: PERF401 - what has come before the error counts
+                read.got.append(each)
         except MeshError as error:
-            return got, error
+            return read.got, error
         finally:
             await asyncio.gather(*sending)
-        return got, None
+        return read.got, None
 
+    read.got = []
     return read
 
 
@@ -97,6 +97,7 @@ async def test_the_producer_of_a_broken_stream_is_stopped(forged, mesh):
 
 async def test_an_end_that_does_not_come_is_an_error(forged, clock):
     reading = asyncio.create_task(forged(item(1)))
+    await until_by(clock, lambda: forged.got)
     await clock.advance(6)
     read, error = await reading
     assert (read, type(error)) == ([1], DeadlineExceeded)
@@ -220,14 +221,17 @@ async def test_a_silent_reader_counts_as_gone(counter, mesh, clock):
     await mesh.transport.publish(
         "counter.count", b"100", b"\r\nMesh-Credit: 2\r\nMesh-Timeout: 900000", reply
     )
+    await until_by(clock, lambda: len(sink.taken) == 2)
     for _ in range(3):
         await clock.advance(29)
         assert not counter.ended
         mesh.transport.tell(sink.taken[0].reply, b"2")
+        await mesh.transport.flush()
     await clock.advance(29)
     assert not counter.ended
     await clock.advance(2)
     assert counter.ended == 1
+    await until_by(clock, lambda: len(sink.taken) == 3)
     headers = sink.taken[-1].headers
     assert (headers["Nats-Service-Error-Code"], headers["Mesh-End"]) == ("499", "2")
 

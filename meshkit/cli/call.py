@@ -8,10 +8,10 @@ import click
 import msgspec
 
 from meshkit.cli.output import nats_option, print_json
+from meshkit.connecting import connect
 from meshkit.errors import BadReply
 from meshkit.headers import check as check_headers
 from meshkit.launcher.config import policies_here
-from meshkit.mesh import connect
 from meshkit.policy import seconds
 from meshkit.subject import check
 

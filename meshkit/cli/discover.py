@@ -8,10 +8,10 @@ from typing import TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from meshkit.connecting import connect
 from meshkit.discovery import registry
 from meshkit.discovery.protocol import PingResponse
 from meshkit.errors import ConfigError, MeshError
-from meshkit.mesh import connect
 from meshkit.transport import Transport
 
 T = TypeVar("T")

@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator
 
 import anyio
 
+from meshkit.connecting import connect
 from meshkit.errors import ConfigError
 from meshkit.launcher.beside import beside
 from meshkit.launcher.supervisor import delays
 from meshkit.launcher.view import Notice, Server, View
-from meshkit.mesh import connect
 from meshkit.transport.server import EmbeddedServer
 
 DEFAULT_PORT = 4222

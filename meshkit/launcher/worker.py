@@ -10,10 +10,10 @@ import anyio
 import msgspec
 
 from meshkit import loop
+from meshkit.connecting import connect
 from meshkit.discovery.protocol import new_instance_id
 from meshkit.launcher import child
 from meshkit.launcher.messages import Ready, Stopped
-from meshkit.mesh import connect
 from meshkit.policy import ServePolicy
 from meshkit.service import Service
 

@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from meshkit.errors import MeshError
+from meshkit.errors import MeshError, Overloaded, RateLimited
 from meshkit.message import Handler, Request, Response
 
 
@@ -69,3 +69,16 @@ class CallStatistics(msgspec.Struct):
     circuit_opened: int = 0
     refused: int = 0
     fallbacks: int = 0
+
+    def refusals(self, following: Handler) -> Handler:
+        """Count what the caller's own rate limit and bulkhead refuse."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await following(request)
+            except (RateLimited, Overloaded) as error:
+                if error.instance is None:  # else it is the callee that refuses
+                    self.refused += 1
+                raise
+
+        return handle

@@ -126,7 +126,10 @@ def test_file_named_like_a_standard_module_is_refused(folder):
             "[services.rooms]\nserve = {}",
             "[services.rooms]: unknown field `serve`; the fields here are target,",
         ),
-        ("[services.rooms]\n[call]\nretries = 1", '[call."retries"]: a policy is a table of fields, not 1'),
+        (
+            "[services.rooms]\n[call]\nretries = 1",
+            'meshkit.toml: write [call."subject.pattern"] with the fields below it',
+        ),
         (
             "[services.rooms]\n[call.'a.>']\nretrys = 1",
             "[call.\"a.>\"]: unknown field 'retrys'; the fields here are",

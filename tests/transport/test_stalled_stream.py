@@ -21,7 +21,11 @@ async def test_items_are_sent_when_the_server_reads_again_though_the_handler_has
     async def read():
         return [number async for number in reader.stream(tail)]
 
-    async with connect(nats_server.url) as reader, connect(proxy.url) as mesh, mesh.serve(service) as instance:
+    async with (
+        connect(nats_server.url) as reader,
+        connect(proxy.url) as mesh,
+        mesh.serve(service) as instance,
+    ):
         await proxy.stall(mesh)
         reading = asyncio.create_task(read())
         await until(lambda: ended and not instance._running)
