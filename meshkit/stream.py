@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
 from meshkit.errors import (
+    BadReply,
     Cancelled,
     ConnectionLost,
     DeadlineExceeded,
@@ -177,12 +178,12 @@ def refuse(transport: Transport, subject: str, message: Message) -> None:
     """Not a stream where a reply is expected.
 
     Raises:
-        TypeError: The message is the beginning of one.
+        BadReply: The message is the beginning of one.
     """
     if _SEQUENCE_LINE in message.head or _END_LINE in message.head:
         if message.reply:
             transport.tell(message.reply, b"")  # nobody reads the rest
-        raise TypeError(f"{subject!r} answers with a stream; read it with mesh.stream")
+        raise BadReply(f"{subject!r} answers with a stream; read it with mesh.stream, or --stream")
 
 
 class Arrivals:
@@ -258,7 +259,8 @@ class Arrivals:
         if end is None and self._came:
             return error or StreamBroken(f"a message without a number came after item {self._came}")
         if end is None:
-            return error or TypeError(f"{self._subject!r} answers with one reply; use mesh.call")
+            what = f"{self._subject!r} answers with one reply; use mesh.call, or no --stream"
+            return error or BadReply(what)
         sent = whole(end)
         if sent is not None and sent <= self._came:
             return error
@@ -291,7 +293,7 @@ class Arrivals:
 
         Raises:
             MeshError: The stream has ended with it, before there was an item.
-            TypeError: It is no stream.
+            BadReply: It is no stream.
         """
         await self._wait()
         if not self._items:

@@ -315,6 +315,7 @@ async def test_a_caller_bounds_itself(mesh, with_policies):
         with pytest.raises(RateLimited, match=r"calls to rooms\.plain") as error:
             await caller.call(service.plain)
         assert len(service.asked) == 2
+    assert [caller.callees[target].statistics.refused for target in ("busy.wait", "rooms.plain")] == [1, 1]
 
 
 async def test_what_is_remembered_is_bounded(mesh, monkeypatch):

@@ -80,11 +80,7 @@ def call(
                 reply = await mesh.call(subject, payload, returns=bytes, timeout=timeout, headers=given)
                 _print(reply, raw=raw)
 
-    try:
-        asyncio.run(run())
-    except TypeError:  # what is called is of the other kind
-        how = "one reply; leave out --stream" if stream else "a stream; add --stream"
-        raise BadReply(f"{subject!r} answers with {how}") from None
+    asyncio.run(run())
 
 
 def _print(reply: bytes, *, raw: bool) -> None:

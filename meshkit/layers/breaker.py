@@ -13,7 +13,7 @@ from pybreaker import (
     CircuitBreakerState,
 )
 
-from meshkit.errors import CircuitOpen, DeadlineExceeded, ServiceError, Unavailable, shortened
+from meshkit.errors import BadReply, CircuitOpen, DeadlineExceeded, ServiceError, Unavailable, shortened
 from meshkit.layers.statistics import CallStatistics
 from meshkit.message import Handler, Request, Response
 from meshkit.window import Window
@@ -176,4 +176,6 @@ def _says_unhealthy(error: BaseException) -> bool:
     """Whether a failure says something of the callee's health, and not of the call, the caller or the way."""
     if isinstance(error, DeadlineExceeded):
         return error.executed is not False  # else it was over before anything was sent
+    if isinstance(error, BadReply):
+        return False  # it answers, if not with what was asked for
     return type(error) is Unavailable or (isinstance(error, ServiceError) and error.code >= 500)

@@ -136,7 +136,7 @@ class OddRequest(BadRequest, metaclass=_Meta):
     pass
 
 
-UNHEALTHY = [InternalError, lambda: ServiceError(503), lambda: ServiceError(9999), BadReply, Unavailable, Odd]
+UNHEALTHY = [InternalError, lambda: ServiceError(503), lambda: ServiceError(9999), Unavailable, Odd]
 NEUTRAL = [
     BadRequest,
     NotFound,
@@ -148,6 +148,7 @@ NEUTRAL = [
     Draining,
     Disconnected,
     ConnectionLost,
+    BadReply,
     CircuitOpen,
     MeshError,
     ValueError,
