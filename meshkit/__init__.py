@@ -24,9 +24,11 @@ from meshkit.errors import (
     Unauthorized,
     Unavailable,
 )
+from meshkit.knobs import RateLimit
 from meshkit.mesh import Mesh
 from meshkit.message import Context
-from meshkit.policy import CallPolicy, Policies, RateLimit, ServePolicy
+from meshkit.policies import Policies
+from meshkit.policy import CallPolicy, ServePolicy
 from meshkit.service import Endpoint, Service
 
 __all__ = [

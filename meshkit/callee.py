@@ -9,15 +9,8 @@ from meshkit.discovery.directory import Directory
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import CallStatistics
 from meshkit.message import Handler
-from meshkit.policy import (
-    CALL_DEFAULTS,
-    SHARED,
-    CallPolicy,
-    Effective,
-    Policies,
-    Source,
-    put_together,
-)
+from meshkit.policies import Effective, Policies, Source, put_together
+from meshkit.policy import CALL_DEFAULTS, SHARED, CallPolicy
 from meshkit.service import Endpoint
 from meshkit.stack import Shared, client_stack
 from meshkit.stream import opening

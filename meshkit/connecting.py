@@ -14,7 +14,7 @@ from meshkit import loop
 from meshkit.discovery.protocol import new_instance_id
 from meshkit.errors import ConfigError, MeshError
 from meshkit.mesh import Mesh, StrPath
-from meshkit.policy import NO_POLICIES, Policies, load
+from meshkit.policies import NO_POLICIES, Policies, load
 from meshkit.service import Service
 
 
@@ -46,7 +46,7 @@ async def connect(
         timeout: Seconds to go on trying to make the first connection.
         codec: How messages are sent, json or msgpack; replies come the same way.
         policies: For what is called and served on this connection: a file like meshkit.toml, whose
-            `[call."…"]` and `[serve."…"]` tables are read, or `meshkit.policy.Policies`.
+            `[call."…"]` and `[serve."…"]` tables are read, or `meshkit.Policies`.
         credentials: A `.creds` file; NATS_CREDS.
         nkey: A file with an nkey seed; NATS_NKEY.
         user: With password; NATS_USER, NATS_PASSWORD.

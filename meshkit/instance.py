@@ -24,7 +24,8 @@ from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
 from meshkit.lifespan import Lifespan
 from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
-from meshkit.policy import ENDPOINT_DEFAULTS, SERVICE_DEFAULTS, Effective, Source, put_together
+from meshkit.policies import Effective, Source, put_together
+from meshkit.policy import ENDPOINT_DEFAULTS, SERVICE_DEFAULTS
 from meshkit.producer import end, produce
 from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature

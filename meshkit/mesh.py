@@ -32,7 +32,8 @@ from meshkit.errors import (
 from meshkit.instance import Instance
 from meshkit.layers.propagation import merge
 from meshkit.message import CURRENT, LONGEST_TIMEOUT, Opening, Request, Response
-from meshkit.policy import NO_POLICIES, CallPolicy, Policies
+from meshkit.policies import NO_POLICIES, Policies
+from meshkit.policy import CallPolicy
 from meshkit.service import Endpoint, Service, Target
 from meshkit.stream import ROOM, Stream, refuse
 from meshkit.subject import check

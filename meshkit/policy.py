@@ -5,215 +5,33 @@ A policy is the same in code, in a meshkit.toml and in what a service announces.
 """
 
 import functools
-import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast, get_type_hints
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from meshkit.errors import ConfigError, DeclarationError
-from meshkit.message import DEFAULT_TIMEOUT, LONGEST_TIMEOUT, PRIORITIES
-from meshkit.subject import Pattern
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BY = re.compile(r"|caller|header:[!-9;-~]+|field:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_WINDOWS = ("moving", "fixed", "sliding")
-_SCOPES = ("instance", "mesh")
-
-
-class _Kind:
-    """What a field may be.
-
-    Args:
-        what: The end of the sentence "timeout is …".
-        check: Gives the value as it is from then on; raises ValueError or TypeError if it is none.
-        optional: Whether None, which switches it off, is one. TOML has no None, and says false.
-    """
-
-    def __init__(self, what: str, check: Callable[[Any], Any], *, optional: bool = False) -> None:
-        self._what = what + (", or None (in a file: false)" if optional else "")
-        self._check = check
-        self._optional = optional
-        self.is_duration = check in (seconds, _hedge)
-
-    def check(self, name: str, value: Any) -> Any:
-        """The value as it is from then on.
-
-        Raises:
-            ValueError: The field cannot have it.
-        """
-        if self._optional and (value is None or value is False):
-            return None
-        try:
-            return self._check(value)
-        except (TypeError, ValueError) as error:
-            why = f"; {error}" if error.args else ""
-            raise ValueError(f"{name} is {self._what}, not {value!r}{why}") from None
+from meshkit.knobs import (
+    UNITS,
+    Codes,
+    Count,
+    Duration,
+    DurationOrNone,
+    Flag,
+    Hedge,
+    Kind,
+    Limit,
+    Positive,
+    PositiveOrNone,
+    Priority,
+    Rate,
+    Share,
+)
+from meshkit.message import DEFAULT_TIMEOUT
 
 
-def seconds(value: object) -> float:
-    """A duration: seconds, or text such as `250ms`, `1.5s`, `2m`, `1h`.
-
-    Raises:
-        ValueError: It is neither, or not above 0.
-    """
-    if isinstance(value, str):
-        found = _DURATION.fullmatch(value.strip())
-        value = float(found[1]) * _UNITS[found[2]] if found else None
-    return _number(0, LONGEST_TIMEOUT, above=True)(value)
-
-
-def _number(least: float, most: float, *, above: bool = False) -> Callable[[object], float]:
-    def check(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise ValueError
-        if above and value == least:
-            raise ValueError
-        return float(value)
-
-    return check
-
-
-def _count(least: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError
-        return value
-
-    return check
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _codes(value: Any) -> tuple[int, ...]:
-    check = _count(400)
-    return tuple(check(code) for code in value)
-
-
-def _hedge(value: object) -> float | str:
-    return "p95" if value == "p95" else seconds(value)
-
-
-def _one_of(*allowed: str) -> Callable[[object], object]:
-    def check(value: object) -> object:
-        if value not in allowed:
-            raise ValueError
-        return value
-
-    return check
-
-
-class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many calls are let through.
-
-    Args:
-        limits: `"100/second"`, `"5 per 2 minutes"`, or several of them, all of which hold.
-        by: What each limit counts by: everything together, if empty; `caller`, the calling service;
-            `header:NAME`; or `field:NAME` of the message, `field:guest.id` within one.
-        window: `moving` is exact: never more than the limit in any such time. `fixed` counts from a first
-            call on, and may let through twice as many around the end. `sliding` estimates from two counters
-            what `moving` keeps an entry of each call for.
-        scope: `instance`: each instance counts for itself. `mesh`: one limit for all instances together, kept
-            by JetStream, with a fixed window that begins by the server's clock.
-
-    Raises:
-        ValueError: One of them is not like that; the text says what to write.
-    """
-
-    limits: str | tuple[str, ...]
-    by: str = ""
-    window: str | UnsetType = UNSET
-    scope: str = "instance"
-
-    def __str__(self) -> str:
-        parts = list(self.limits)
-        if self.by:
-            parts.append(f"by {self.by}")
-        if self.scope == "mesh":
-            parts.append("scope mesh")
-        elif self.window != "moving":
-            parts.append(f"{self.window} window")
-        return ", ".join(parts)
-
-    def __post_init__(self) -> None:
-        given = self.limits
-        limits = (given,) if isinstance(given, str) else tuple(given)
-        if not limits:
-            raise ValueError("a rate limit is text such as '100/second', or several")
-        for limit in limits:
-            _check_limit(limit)
-        if not isinstance(self.by, str) or not _BY.fullmatch(self.by):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses a type checker
-            raise ValueError(f"by is empty, 'caller', 'header:NAME' or 'field:NAME', not {self.by!r}")
-        if self.scope not in _SCOPES:
-            raise ValueError(f"scope is {' or '.join(_SCOPES)}, not {self.scope!r}")
-        window = ("fixed" if self.scope == "mesh" else "moving") if self.window is UNSET else self.window
-        if window not in _WINDOWS:
-            raise ValueError(f"window is {', '.join(_WINDOWS)}, not {window!r}")
-        if self.scope == "mesh" and window != "fixed":
-            raise ValueError("a limit of scope 'mesh' has a fixed window")
-        msgspec.structs.force_setattr(self, "limits", limits)
-        msgspec.structs.force_setattr(self, "window", window)
-
-
-@functools.lru_cache(maxsize=256)
-def _check_limit(limit: str) -> None:
-    # Who limits nothing need not wait for its import, which takes 40 ms.
-    from limits import parse_many
-
-    try:
-        amounts = [item.amount for item in parse_many(limit)]
-    except (ValueError, TypeError, AttributeError):
-        amounts = [0]
-    if min(amounts) < 1:
-        raise ValueError(f"a rate limit is text such as '100/second' or '5 per 2 minutes', not {limit!r}")
-
-
-def _rate_limit(value: Any) -> RateLimit:
-    if isinstance(value, Mapping):
-        table = cast("dict[str, Any]", value)
-        if unknown := sorted(set(table).difference(RateLimit.__struct_fields__)):
-            raise ValueError(f"{unknown[0]} is none of {', '.join(RateLimit.__struct_fields__)}")
-        return RateLimit(**table)
-    return value if isinstance(value, RateLimit) else RateLimit(value)
-
-
-_SECONDS = "seconds above 0, or text such as '250ms'"
-_LIMIT = "text such as '100/second', several of them, or limits with by, window and scope"
-_FROM_ONE = "a whole number from 1"
-_Duration: TypeAlias = Annotated[float | str | UnsetType, _Kind(_SECONDS, seconds)]
-_DurationOrNone: TypeAlias = Annotated[
-    float | str | UnsetType | None, _Kind(_SECONDS, seconds, optional=True)
-]
-_Count: TypeAlias = Annotated[int | UnsetType, _Kind("a whole number from 0", _count(0))]
-_Positive: TypeAlias = Annotated[int | UnsetType, _Kind(_FROM_ONE, _count(1))]
-_PositiveOrNone: TypeAlias = Annotated[int | UnsetType | None, _Kind(_FROM_ONE, _count(1), optional=True)]
-_Share: TypeAlias = Annotated[float | UnsetType, _Kind("a number from 0 to 1", _number(0, 1))]
-_Rate: TypeAlias = Annotated[float | UnsetType, _Kind("a number from 0", _number(0, LONGEST_TIMEOUT))]
-_Flag: TypeAlias = Annotated[bool | UnsetType, _Kind("true or false", _flag)]
-_Codes: TypeAlias = Annotated[
-    tuple[int, ...] | UnsetType, _Kind("a list of error codes, numbers from 400", _codes)
-]
-_Hedge: TypeAlias = Annotated[
-    float | str | UnsetType | None, _Kind(f"{_SECONDS}, or 'p95'", _hedge, optional=True)
-]
-_Limit: TypeAlias = Annotated[
-    RateLimit | str | tuple[str, ...] | UnsetType | None, _Kind(_LIMIT, _rate_limit, optional=True)
-]
-_Priority: TypeAlias = Annotated[
-    Literal["critical", "default", "sheddable"] | UnsetType | None,
-    _Kind(" or ".join(map(repr, PRIORITIES)), _one_of(*PRIORITIES), optional=True),
-]
-
-
-class _Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What both policies have in common: each field is checked, whoever makes them."""
 
     def __post_init__(self) -> None:
@@ -227,7 +45,7 @@ class _Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
 
 
-class CallPolicy(_Policy, frozen=True, kw_only=True):
+class CallPolicy(Policy, frozen=True, kw_only=True):
     """What a caller does to keep a call alive. Durations are seconds, or text such as `"250ms"`.
 
     Args:
@@ -262,30 +80,30 @@ class CallPolicy(_Policy, frozen=True, kw_only=True):
         ValueError: A field cannot have its value; the text says which one, and what it may have.
     """
 
-    timeout: _Duration = UNSET
-    idempotent: _Flag = UNSET
-    attempt_timeout: _DurationOrNone = UNSET
-    retries: _Count = UNSET
-    retry_codes: _Codes = UNSET
-    retry_delay: _Duration = UNSET
-    retry_delay_most: _Duration = UNSET
-    retry_budget: _Share = UNSET
-    retry_reserve: _Rate = UNSET
-    hedge: _Hedge = UNSET
-    breaker: _Flag = UNSET
-    breaker_failures: _Positive = UNSET
-    breaker_success: _Share = UNSET
-    breaker_calls: _Positive = UNSET
-    breaker_window: _Duration = UNSET
-    breaker_open: _Duration = UNSET
-    breaker_open_most: _Duration = UNSET
-    rate_limit: _Limit = UNSET
-    concurrency: _PositiveOrNone = UNSET
-    backlog: _Count = UNSET
-    priority: _Priority = UNSET
+    timeout: Duration = UNSET
+    idempotent: Flag = UNSET
+    attempt_timeout: DurationOrNone = UNSET
+    retries: Count = UNSET
+    retry_codes: Codes = UNSET
+    retry_delay: Duration = UNSET
+    retry_delay_most: Duration = UNSET
+    retry_budget: Share = UNSET
+    retry_reserve: Rate = UNSET
+    hedge: Hedge = UNSET
+    breaker: Flag = UNSET
+    breaker_failures: Positive = UNSET
+    breaker_success: Share = UNSET
+    breaker_calls: Positive = UNSET
+    breaker_window: Duration = UNSET
+    breaker_open: Duration = UNSET
+    breaker_open_most: Duration = UNSET
+    rate_limit: Limit = UNSET
+    concurrency: PositiveOrNone = UNSET
+    backlog: Count = UNSET
+    priority: Priority = UNSET
 
 
-class ServePolicy(_Policy, frozen=True, kw_only=True):
+class ServePolicy(Policy, frozen=True, kw_only=True):
     """What a service does to protect itself, as a whole or one of its endpoints.
 
     Args:
@@ -299,20 +117,20 @@ class ServePolicy(_Policy, frozen=True, kw_only=True):
         ValueError: A field cannot have its value; the text says which one, and what it may have.
     """
 
-    timeout: _DurationOrNone = UNSET
-    rate_limit: _Limit = UNSET
-    concurrency: _PositiveOrNone = UNSET
-    adaptive: _Flag = UNSET
-    backlog: _Count = UNSET
+    timeout: DurationOrNone = UNSET
+    rate_limit: Limit = UNSET
+    concurrency: PositiveOrNone = UNSET
+    adaptive: Flag = UNSET
+    backlog: Count = UNSET
 
 
 @functools.cache
-def _kinds(policy: type[_Policy]) -> dict[str, _Kind]:
+def _kinds(policy: type[Policy]) -> dict[str, Kind]:
     hints = get_type_hints(policy, include_extras=True)
     return {name: hints[name].__metadata__[0] for name in policy.__struct_fields__}
 
 
-def in_words(policy: type[_Policy], name: str, value: Any) -> str:
+def in_words(policy: type[Policy], name: str, value: Any) -> str:
     """A field's value as a person reads it: `250ms`, not 0.25."""
     match value:
         case None:
@@ -332,8 +150,8 @@ def in_words(policy: type[_Policy], name: str, value: Any) -> str:
 def _duration(value: float) -> str:
     """Seconds as text that `seconds` reads."""
     for unit in ("h", "m"):
-        if value >= _UNITS[unit] and value % _UNITS[unit] == 0:
-            return f"{value / _UNITS[unit]:.0f}{unit}"
+        if value >= UNITS[unit] and value % UNITS[unit] == 0:
+            return f"{value / UNITS[unit]:.0f}{unit}"
     return f"{value:.12g}s" if value >= 1 else f"{value * 1000:.12g}ms"
 
 
@@ -364,7 +182,7 @@ SERVICE_DEFAULTS = ServePolicy(timeout=None, rate_limit=None, concurrency=256, a
 # What an endpoint has of its own, within its service's bounds.
 ENDPOINT_DEFAULTS = ServePolicy(timeout=None, rate_limit=None, concurrency=None, adaptive=False, backlog=256)
 
-P = TypeVar("P", bound=_Policy)
+PolicyT = TypeVar("PolicyT", bound=Policy)
 
 # What all calls to a target share; one call cannot have its own.
 SHARED = (
@@ -373,7 +191,7 @@ SHARED = (
 )
 
 
-def read(kind: type[P], table: object, where: str) -> P:
+def read(kind: type[PolicyT], table: object, where: str) -> PolicyT:
     """A policy from a table of a file, or of an announcement.
 
     Args:
@@ -397,7 +215,7 @@ def read(kind: type[P], table: object, where: str) -> P:
         raise ConfigError(f"{where}, {error}") from None
 
 
-def declared(policy: P | None, kind: type[P], where: str, **given: Any) -> P:
+def declared(policy: PolicyT | None, kind: type[PolicyT], where: str, **given: Any) -> PolicyT:
     """A policy and what is given beside it, as one.
 
     Args:
@@ -417,143 +235,3 @@ def declared(policy: P | None, kind: type[P], where: str, **given: Any) -> P:
         return kind(**said, **given)
     except ValueError as error:
         raise DeclarationError(f"{where}: {error}") from None
-
-
-class Effective(SimpleNamespace):
-    """A policy with every field set: `effective.timeout` and so on."""
-
-    def __getattr__(self, name: str) -> Any:
-        """For the type checker: fields have types of their own."""
-        raise AttributeError(name)
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A policy and where it stands.
-
-    Attributes:
-        policy: The policy.
-        where: What a reader is told of where it stands.
-    """
-
-    policy: _Policy
-    where: str
-
-
-def put_together(sources: Iterable[Source]) -> tuple[Effective, dict[str, str]]:
-    """What holds when several policies apply, and where each field of it stands.
-
-    Args:
-        sources: The weakest first.
-    """
-    values: dict[str, Any] = {}
-    stands: dict[str, str] = {}
-    for source in sources:
-        said = source.policy.said()
-        values |= said
-        stands |= dict.fromkeys(said, source.where)
-    return Effective(**values), stands
-
-
-class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Policies by the subjects that they are for, as a meshkit.toml has them.
-
-    Attributes:
-        call: For calls to the subjects that match a pattern.
-        serve: For endpoints whose subjects match.
-        where: What a reader is told of where they stand.
-
-    Raises:
-        DeclarationError: A pattern is none.
-    """
-
-    call: dict[str, CallPolicy] = {}
-    serve: dict[str, ServePolicy] = {}
-    where: str = "connect(policies=...)"
-
-    def __post_init__(self) -> None:
-        for pattern in (*self.call, *self.serve):
-            Pattern(pattern)
-
-    def for_call(self, subject: str) -> list[Source]:
-        """The policies for calls to a subject, or to the subjects of a pattern; the weakest first."""
-        return self._matching("call", self.call, subject)
-
-    def for_endpoint(self, subject: str) -> list[Source]:
-        """The policies for an endpoint; the weakest first."""
-        return self._matching("serve", self.serve, subject)
-
-    def distinguish(self, pattern: Pattern) -> bool:
-        """Whether a policy is for some of the subjects of a pattern, and not for others."""
-        return any(
-            Pattern(one).overlaps(pattern) and not Pattern(one).covers(pattern.wire) for one in self.call
-        )
-
-    def _matching(self, kind: str, policies: Mapping[str, _Policy], subject: str) -> list[Source]:
-        matching = [pattern for pattern in policies if Pattern(pattern).covers(subject)]
-        return [
-            Source(policies[pattern], f'{self.where} [{kind}."{pattern}"]')
-            for pattern in sorted(matching, key=lambda pattern: Pattern(pattern).precision)
-        ]
-
-
-NO_POLICIES = Policies()
-
-
-def policies(content: Mapping[str, Any], where: str) -> Policies:
-    """The `[call."…"]` and `[serve."…"]` tables of a file.
-
-    Args:
-        content: The file, or those two tables of it.
-        where: The file's name.
-
-    Raises:
-        ConfigError: A table, a pattern or a field in it is wrong; the text says which one.
-    """
-    return Policies(
-        _tables(CallPolicy, "call", content.get("call", {}), where),
-        _tables(ServePolicy, "serve", content.get("serve", {}), where),
-        where,
-    )
-
-
-def _tables(kind: type[P], name: str, tables: object, where: str) -> dict[str, P]:
-    found: dict[str, P] = {}
-    named = cast("Mapping[str, object]", tables) if isinstance(tables, Mapping) else {"": tables}
-    for pattern, table in named.items():
-        if not isinstance(table, Mapping):
-            raise ConfigError(f'{where}: write [{name}."subject.pattern"] with the fields below it')
-        here = f'{where}, [{name}."{pattern}"]'
-        fields = cast("Mapping[str, object]", table)
-        for key, value in fields.items():
-            # What TOML makes of [call.hotel.rooms].
-            if key not in kind.__struct_fields__ and isinstance(value, Mapping):
-                raise ConfigError(f'{here}: a subject stands in quotes: [{name}."{pattern}.{key}"]')
-        try:
-            Pattern(pattern)
-        except DeclarationError as error:
-            raise ConfigError(f"{here}: {error}") from None
-        found[pattern] = read(kind, fields, here)
-    return found
-
-
-def load(file: Path) -> Policies:
-    """The policies of a meshkit.toml.
-
-    Raises:
-        ConfigError: It cannot be read, or something in it is wrong; the text says what.
-    """
-    return policies(toml(file), str(file))
-
-
-def toml(file: Path) -> dict[str, Any]:
-    """What a TOML file holds.
-
-    Raises:
-        ConfigError: It cannot be read, or is no TOML.
-    """
-    try:
-        return msgspec.toml.decode(file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None

@@ -22,7 +22,9 @@ from meshkit.declaration import (
     check_version,
 )
 from meshkit.errors import DeclarationError
-from meshkit.policy import CallPolicy, RateLimit, ServePolicy, Source, declared
+from meshkit.knobs import RateLimit
+from meshkit.policies import Source
+from meshkit.policy import CallPolicy, ServePolicy, declared
 from meshkit.signature import Signature
 from meshkit.subject import Pattern
 

@@ -19,7 +19,7 @@ from meshkit.layers.rescue import rescue
 from meshkit.layers.retry import retry
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import Handler, Layer, Request
-from meshkit.policy import Effective
+from meshkit.policies import Effective
 
 if TYPE_CHECKING:  # they load libraries that a caller or callee without them need not wait for
     from meshkit.layers.breaker import Breaker

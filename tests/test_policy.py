@@ -9,18 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshkit import CallPolicy, ConfigError, DeclarationError, Policies, RateLimit, ServePolicy, Service
-from meshkit.policy import (
-    CALL_DEFAULTS,
-    ENDPOINT_DEFAULTS,
-    SERVICE_DEFAULTS,
-    SHARED,
-    Source,
-    in_words,
-    load,
-    put_together,
-    read,
-    seconds,
-)
+from meshkit.knobs import seconds
+from meshkit.policies import Source, load, put_together
+from meshkit.policy import CALL_DEFAULTS, ENDPOINT_DEFAULTS, SERVICE_DEFAULTS, SHARED, in_words, read
 from meshkit.subject import Pattern
 
 # Fields

@@ -23,7 +23,8 @@ from meshkit.layers.breaker import Breaker
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CURRENT, Request, Response
-from meshkit.policy import CALL_DEFAULTS, Source, put_together
+from meshkit.policies import Source, put_together
+from meshkit.policy import CALL_DEFAULTS
 from meshkit.quota import quota
 from meshkit.stack import Bounds, Shared, client_stack, server_stack
 

@@ -11,8 +11,8 @@ from meshkit.cli.output import nats_option, print_json
 from meshkit.connecting import connect
 from meshkit.errors import BadReply
 from meshkit.headers import check as check_headers
+from meshkit.knobs import seconds
 from meshkit.launcher.config import policies_here
-from meshkit.policy import seconds
 from meshkit.subject import check
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

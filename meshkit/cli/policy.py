@@ -12,7 +12,8 @@ from meshkit.cli.output import clean, json_option, nats_option, print_json, tabl
 from meshkit.discovery.directory import Directory
 from meshkit.errors import MeshError
 from meshkit.launcher.config import FILE, policies_here
-from meshkit.policy import CALL_DEFAULTS, CallPolicy, ServePolicy, Source, in_words, load, put_together
+from meshkit.policies import Source, load, put_together
+from meshkit.policy import CALL_DEFAULTS, CallPolicy, ServePolicy, in_words
 from meshkit.subject import check
 from meshkit.transport import Transport
 

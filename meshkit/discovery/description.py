@@ -9,7 +9,7 @@ import msgspec
 from meshkit.discovery.directory import POLICY
 from meshkit.discovery.protocol import EndpointInfo, EndpointStats, InfoResponse, StatsResponse
 from meshkit.layers.statistics import Statistics
-from meshkit.policy import put_together
+from meshkit.policies import put_together
 from meshkit.service import Endpoint, Service
 
 log = logging.getLogger("meshkit.discovery")

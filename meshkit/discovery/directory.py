@@ -10,7 +10,8 @@ import msgspec
 
 from meshkit.discovery.protocol import InfoResponse
 from meshkit.errors import ConfigError, DeclarationError, Forbidden, MeshError
-from meshkit.policy import CallPolicy, Source, read
+from meshkit.policies import Source
+from meshkit.policy import CallPolicy, read
 from meshkit.subject import Pattern
 from meshkit.transport import Message, Subscription, Transport
 

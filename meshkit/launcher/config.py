@@ -6,10 +6,12 @@ from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
-from meshkit import policy
+from meshkit import policies
 from meshkit.errors import ConfigError
 from meshkit.loop import NAMES, LoopName
-from meshkit.policy import NO_POLICIES, Policies, ServePolicy
+from meshkit.policies import NO_POLICIES, Policies
+from meshkit.policy import ServePolicy
+from meshkit.policy import read as read_policy
 
 FILE = "meshkit.toml"
 
@@ -78,7 +80,7 @@ def policies_here() -> Policies:
         ConfigError: It cannot be read, or something in it is wrong.
     """
     file = Path(FILE)
-    return policy.load(file) if file.is_file() else NO_POLICIES
+    return policies.load(file) if file.is_file() else NO_POLICIES
 
 
 def read(folder: Path) -> Config:
@@ -88,14 +90,14 @@ def read(folder: Path) -> Config:
         ConfigError: It cannot be read, is no TOML, or has a field that is unknown or of the wrong type.
     """
     file = folder / FILE
-    raw = policy.toml(file)
+    raw = policies.toml(file)
     content = _convert(raw, _File, str(file), _File.__struct_fields__)
     if not content.services:
         raise ConfigError(f"{file}: no services; write a [services.<name>] table for each")
     services = {
         name: _service(table, f"{file}, [services.{name}]") for name, table in content.services.items()
     }
-    return Config(services, content.nats, policy.policies(raw, str(file)))
+    return Config(services, content.nats, policies.policies(raw, str(file)))
 
 
 def _service(raw: Any, where: str) -> ServiceConfig:
@@ -106,7 +108,7 @@ def _service(raw: Any, where: str) -> ServiceConfig:
     own = {name: value for name, value in fields.items() if name not in serve}
     said = {name: value for name, value in fields.items() if name in serve}
     table = _convert(own, ServiceTable, where, (*ServiceTable.__struct_fields__, *serve))
-    return ServiceConfig(table, policy.read(ServePolicy, said, where))
+    return ServiceConfig(table, read_policy(ServePolicy, said, where))
 
 
 def _convert(raw: Any, kind: type[_Table], where: str, fields: Iterable[str]) -> _Table:

@@ -8,7 +8,8 @@ import msgspec
 
 from meshkit.errors import ConfigError
 from meshkit.launcher import config
-from meshkit.policy import NO_POLICIES, Policies, ServePolicy
+from meshkit.policies import NO_POLICIES, Policies
+from meshkit.policy import ServePolicy
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

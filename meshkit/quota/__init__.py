@@ -3,8 +3,8 @@
 from collections.abc import Awaitable
 from typing import Protocol
 
+from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.policy import RateLimit
 from meshkit.transport import Transport
 
 

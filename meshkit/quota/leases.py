@@ -17,8 +17,8 @@ from limits import RateLimitItem
 
 from meshkit.discovery import registry
 from meshkit.errors import DeadlineExceeded, MeshError, RateLimited
+from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.policy import RateLimit
 from meshkit.quota.counters import CounterStorage
 from meshkit.quota.keys import key_of
 from meshkit.quota.local import items, refusal

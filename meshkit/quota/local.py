@@ -13,8 +13,8 @@ from limits.strategies import (
 )
 
 from meshkit.errors import RateLimited
+from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.policy import RateLimit
 from meshkit.quota.keys import key_of
 from meshkit.quota.memory import MemoryStorage
 

@@ -3,9 +3,9 @@ import asyncio
 import pytest
 
 from meshkit.errors import NACK, RETRY_AFTER, RateLimited, from_headers, to_headers
+from meshkit.knobs import RateLimit
 from meshkit.layers.rate_limit import rate_limit
 from meshkit.message import Request, Response
-from meshkit.policy import RateLimit
 from meshkit.quota import quota
 
 

@@ -11,8 +11,8 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from meshkit import Service, connect
 from meshkit.errors import Forbidden, MeshError, RateLimited, Unavailable
+from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.policy import RateLimit
 from meshkit.quota import counters, quota
 from meshkit.quota.counters import CounterStorage
 from meshkit.transport.server import EmbeddedServer
@@ -150,7 +150,7 @@ import asyncio, random, sys
 from meshkit import Service, connect
 from meshkit.errors import RateLimited
 from meshkit.message import Request
-from meshkit.policy import RateLimit
+from meshkit.knobs import RateLimit
 from meshkit.quota import counters, quota
 
 counters.PATIENCE = 5.0

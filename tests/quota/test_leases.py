@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshkit.errors import DeadlineExceeded, NoResponders, RateLimited
+from meshkit.knobs import RateLimit
 from meshkit.message import CURRENT, Request
-from meshkit.policy import RateLimit
 from meshkit.quota import quota
 from meshkit.testing import Clock
 from meshkit.transport import Message

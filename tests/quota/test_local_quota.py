@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshkit.errors import RateLimited
+from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.policy import RateLimit
 from meshkit.quota import quota
 
 
