@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import uvloop
@@ -22,17 +23,18 @@ from meshkit.budget import RetryBudget
 from meshkit.codec import Decoder, encode
 from meshkit.deadlines import Deadlines
 from meshkit.headers import line
+from meshkit.knobs import RateLimit
 from meshkit.layers import deadline
 from meshkit.layers.breaker import Breaker
 from meshkit.layers.concurrency import Concurrency
-from meshkit.layers.hedge import hedge
+from meshkit.layers.connection import connection
+from meshkit.layers.hedge import Latency, hedge
 from meshkit.layers.propagation import propagate
 from meshkit.layers.rate_limit import rate_limit
 from meshkit.layers.rescue import rescue
 from meshkit.layers.retry import retry
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CALLER, CURRENT, TIMEOUT, Handler, Layer, Request, Response
-from meshkit.policy import RateLimit
 from meshkit.quota import quota
 from meshkit.transport.server import EmbeddedServer
 
@@ -42,6 +44,7 @@ TRACE = line("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")
 HEAD = line(CALLER, CALLER_NAME) + TRACE + line(TIMEOUT, "5000") + b"\r\n\r\n"
 ASK = encode(Ask("world", 12345))
 RESPONSE = Response(b"")
+SETTLED: Any = SimpleNamespace(is_settled=True)
 
 Step: TypeAlias = Callable[[], object]
 
@@ -136,8 +139,9 @@ def layers() -> list[list[Any]]:
                     budget=budget,
                     statistics=statistics,
                 ),
-                "hedge, live p95": hedge(None, budget=budget, statistics=statistics),
+                "hedge, live p95": hedge(Latency(), budget=budget, statistics=statistics),
                 "breaker": breaker(statistics).layer,
+                "connection": connection(SETTLED),
                 "deadline: attempt": deadline.attempt(1.0),
                 "deadline: carry": deadline.carry,
             },

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from meshkit.budget import RetryBudget
 from meshkit.discovery.directory import Directory
@@ -10,11 +11,15 @@ from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import CallStatistics
 from meshkit.message import Handler
 from meshkit.policies import Effective, Policies, Source, put_together
-from meshkit.policy import CALL_DEFAULTS, SHARED, CallPolicy
+from meshkit.policy import CALL_DEFAULTS, SHARED, CallPolicy, expected
 from meshkit.service import Endpoint
 from meshkit.stack import Shared, client_stack
 from meshkit.stream import opening
 from meshkit.transport import Transport
+
+if TYPE_CHECKING:  # they load libraries that callers without them need not wait for
+    from meshkit.layers.breaker import Breaker
+    from meshkit.quota import Quota
 
 # Subjects whose callees are remembered; the state of one that is forgotten begins anew.
 _MOST = 4096
@@ -72,8 +77,11 @@ class Callee:
         """The same callee, called by a policy that one call is given.
 
         Raises:
+            TypeError: It is no CallPolicy.
             ValueError: The policy says something that all calls to a target share.
         """
+        if not isinstance(policy, CallPolicy):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+            raise TypeError(expected("policy", CallPolicy, policy))
         known = self._with.get(policy)
         if known is None:
             if shared := [name for name in policy.said() if name in SHARED]:
@@ -116,6 +124,8 @@ class Callees:
         # By subject; for those who have its declaration by endpoint, with its subject where policies differ.
         self._known: dict[_Key, Callee] = {}
         self.by_target: dict[str, Callee] = {}
+        # Of each target: the policy for all its subjects, and the state that it asks for.
+        self._states: dict[str, tuple[Effective, Shared]] = {}
         # On the way of every call.
         self.get = self._known.get
         directory.tell(self)
@@ -137,15 +147,26 @@ class Callees:
             key = (endpoint, subject) if self._policies.distinguish(endpoint.pattern) else endpoint
         else:
             target, declared = self._directory.find(subject)
-        sources = [Source(CALL_DEFAULTS, "default"), *declared, *self._policies.for_call(subject)]
+        sources = self._sources(declared, subject)
         callee = self.by_target.get(target)
         if callee is None or callee.sources != sources:
-            callee = Callee(target, sources, self._shared(target, sources, callee), self._build)
-        for remembered in (self._known, self.by_target):
-            while len(remembered) >= _MOST:
-                del remembered[next(iter(remembered))]  # pyright: ignore[reportArgumentType] # one of its own keys
+            self._make_room()
+            shared = self._shared(target, self._sources(declared, target))
+            callee = Callee(target, sources, shared, self._build)
+        while len(self._known) >= _MOST:
+            del self._known[next(iter(self._known))]
         self._known[key] = self.by_target[target] = callee
         return callee
+
+    def _sources(self, declared: list[Source], subject: str) -> list[Source]:
+        return [Source(CALL_DEFAULTS, "default"), *declared, *self._policies.for_call(subject)]
+
+    def _make_room(self) -> None:
+        """Forget the target that was met first and has nothing to remember."""
+        while len(self.by_target) >= _MOST:
+            closed = (target for target, callee in self.by_target.items() if callee.circuit == "closed")
+            target = next(closed, next(iter(self.by_target)))
+            del self.by_target[target], self._states[target]
 
     def _build(self, policy: Effective, shared: Shared, streams: bool) -> Handler:
         return client_stack(
@@ -157,31 +178,52 @@ class Callees:
             streams=streams,
         )
 
-    def _shared(self, target: str, sources: list[Source], known: Callee | None) -> Shared:
-        """The state of a target: as it is, unless the policy of that has changed."""
+    def _shared(self, target: str, sources: list[Source]) -> Shared:
+        """The state of a target. What its policy leaves as it was goes on.
+
+        Args:
+            target: Whose.
+            sources: The policies for all its subjects.
+        """
         policy, _ = put_together(sources)
-        names = (*SHARED, "breaker")
-        if known is not None and all(getattr(known.policy, name) == getattr(policy, name) for name in names):
-            return known.shared
-        shared = Shared(RetryBudget(policy.retry_budget, policy.retry_reserve))
-        if policy.breaker:
-            from meshkit.layers.breaker import Breaker
+        budget = RetryBudget(policy.retry_budget, policy.retry_reserve)
+        before, state = self._states.get(target, (None, Shared(budget)))
+        # The stacks that there are go on with what they have.
+        shared = replace(state, bounds=replace(state.bounds))
+        self._states[target] = policy, shared
 
-            shared.breaker = Breaker(
-                target,
-                failures=policy.breaker_failures,
-                success=policy.breaker_success,
-                calls=policy.breaker_calls,
-                window=policy.breaker_window,
-                open_first=policy.breaker_open,
-                open_most=policy.breaker_open_most,
-                statistics=shared.statistics,
-            )
+        def is_new(*fields: str) -> bool:
+            return before is None or any(getattr(before, name) != getattr(policy, name) for name in fields)
+
+        if is_new("retry_budget", "retry_reserve"):
+            shared.budget = budget
+        if is_new("breaker", *(name for name in SHARED if name.startswith("breaker"))):
+            shared.breaker = self._breaker(target, policy, shared) if policy.breaker else None
         what = f"calls to {target}"
-        if policy.rate_limit is not None:
-            from meshkit.quota import quota
-
-            shared.bounds.quota = quota(policy.rate_limit, what, transport=self._transport)
-        if policy.concurrency is not None:
-            shared.bounds.concurrency = Concurrency(policy.concurrency, policy.backlog, what)
+        if is_new("rate_limit"):
+            shared.bounds.quota = self._quota(policy, what)
+        if is_new("concurrency", "backlog"):
+            many = policy.concurrency
+            shared.bounds.concurrency = None if many is None else Concurrency(many, policy.backlog, what)
         return shared
+
+    def _breaker(self, target: str, policy: Effective, shared: Shared) -> "Breaker":
+        from meshkit.layers.breaker import Breaker
+
+        return Breaker(
+            target,
+            failures=policy.breaker_failures,
+            success=policy.breaker_success,
+            calls=policy.breaker_calls,
+            window=policy.breaker_window,
+            open_first=policy.breaker_open,
+            open_most=policy.breaker_open_most,
+            statistics=shared.statistics,
+        )
+
+    def _quota(self, policy: Effective, what: str) -> "Quota | None":
+        if policy.rate_limit is None:
+            return None
+        from meshkit.quota import quota
+
+        return quota(policy.rate_limit, what, transport=self._transport)

@@ -1,5 +1,6 @@
 """How a mesh begins: a connection for the time of a block, or for as long as a service runs."""
 
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -12,7 +13,7 @@ import anyio
 from meshkit import codec as codecs
 from meshkit import loop
 from meshkit.discovery.protocol import new_instance_id
-from meshkit.errors import ConfigError, MeshError
+from meshkit.errors import ConfigError, MeshError, shortened
 from meshkit.mesh import Mesh, StrPath
 from meshkit.policies import NO_POLICIES, Policies, load
 from meshkit.service import Service
@@ -67,8 +68,13 @@ async def connect(
     content = _content(codec)
     if policies is None:
         policies = NO_POLICIES
-    elif not isinstance(policies, Policies):
+    elif isinstance(policies, str | os.PathLike):
         policies = load(Path(policies))
+    elif not isinstance(policies, Policies):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+        raise ConfigError(
+            "policies is a file such as 'meshkit.toml', or Policies(call={'rooms.>': CallPolicy(...)}), "
+            f"not {shortened(repr(policies), 200)}"
+        )
     transport = NatsTransport(
         options(
             url,

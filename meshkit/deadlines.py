@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -18,8 +19,8 @@ class Deadlines(Generic[Entry]):
 
     A timer of the event loop, set and cancelled for each call, costs three times as much on uvloop and five
     times on asyncio (`python -m benchmarks.layers`). Entries are kept in slots of a tenth of a second, and
-    only what is still there when its slot begins gets a timer of its own, which then is exact: a timing wheel
-    of two levels (Varghese and Lauck, "Hashed and hierarchical timing wheels", 1987).
+    only what is still there when it is due within one gets a timer of its own, which then is exact: a timing
+    wheel of two levels (Varghese and Lauck, "Hashed and hierarchical timing wheels", 1987).
 
     Args:
         expire: What is to happen. The entry is out of its slot then.
@@ -66,9 +67,22 @@ class Deadlines(Generic[Entry]):
         return slot
 
     def _begin(self, number: int) -> None:
-        slot = self._slots.pop(number)
+        self._look(self._slots.pop(number))
+
+    def _look(self, slot: dict[Entry, float]) -> None:
+        """Give timers to the entries that are due within a slot's time; look at the others again later.
+
+        A timer of its own would keep an entry that is taken out until its deadline, however far off that is.
+        """
+        now = self._loop.time()
+        again = math.inf
         for entry, deadline in slot.items():
-            self._loop.call_at(deadline, self._reach, slot, entry, context=self._context)
+            if deadline < now + 1 / _SLOTS:
+                self._loop.call_at(deadline, self._reach, slot, entry, context=self._context)
+            else:
+                again = min(again, deadline)
+        if again < math.inf:
+            self._loop.call_at(min(again, now + _AHEAD), self._look, slot, context=self._context)
 
     def _reach(self, slot: dict[Entry, float], entry: Entry) -> None:
         if slot.pop(entry, None) is not None:

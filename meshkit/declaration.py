@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -55,12 +55,18 @@ def check_queue(queue: str | None) -> str | None:
     return queue
 
 
-def check_metadata(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Metadata as it is from now on."""
+def check_metadata(
+    where: str, metadata: Mapping[str, str] | None, taken: Collection[str] = ()
+) -> Mapping[str, str]:
+    """Metadata as it is from now on; the keys that are taken are not the declaration's."""
     try:
-        return MappingProxyType(msgspec.convert(metadata or {}, dict[str, str]))
+        checked = msgspec.convert(metadata or {}, dict[str, str])
     except msgspec.ValidationError as error:
-        raise DeclarationError(f"metadata maps strings to strings: {error}") from None
+        raise DeclarationError(f"{where}: metadata maps strings to strings: {error}") from None
+    for key in checked:
+        if key in taken:
+            raise DeclarationError(f"{where}: metadata {key!r} is written by meshkit; choose another key")
+    return MappingProxyType(checked)
 
 
 def check_seconds(what: str, value: float | None) -> float | None:

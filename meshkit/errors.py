@@ -51,6 +51,8 @@ class MeshError(Exception):
         message: The text alone; `str(error)` adds where it happened.
         executed: Whether the handler ran: True, False, or None where the caller cannot know. Only where it is
             False can the call be repeated without a thought.
+        own: Whether the caller's own side refused, and nothing was sent: its circuit breaker, rate limit or
+            bulkhead.
         retry_after: Seconds after which another attempt may succeed, where the service said so.
         target: The subject that was called.
         instance: `service/instance` that answered, where known.
@@ -61,6 +63,7 @@ class MeshError(Exception):
 
     code: int = 500
     executed: bool | None = None
+    own: bool = False
 
     def __init__(self, message: str = "") -> None:
         # Often it is another exception that is handed in.
@@ -206,6 +209,7 @@ class CircuitOpen(Unavailable):
     """The caller's circuit breaker is open."""
 
     executed = False
+    own = True
 
 
 class DeadlineExceeded(MeshError, TimeoutError):
@@ -251,6 +255,11 @@ _BY_CODE = {
 # The value of the Mesh-Nack header names the reason.
 _BY_NACK: dict[str, type[Unavailable]] = {"overloaded": Overloaded, "draining": Draining}
 _NACKS: dict[type[MeshError], str] = {cls: name for name, cls in _BY_NACK.items()}
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether a handler ran, and answered with the error on purpose: the callee is well, if not of use."""
+    return isinstance(error, ServiceError) and error.code < 500 and error.executed is True
 
 
 def shortened(text: str, most: int = 1000) -> str:

@@ -24,12 +24,14 @@ from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
 from meshkit.lifespan import Lifespan
 from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
-from meshkit.policies import Effective, Source, put_together
-from meshkit.policy import ENDPOINT_DEFAULTS, SERVICE_DEFAULTS
+from meshkit.policies import Effective, Source, put_together, served
+from meshkit.policy import SERVICE_DEFAULTS
 from meshkit.producer import end, produce
+from meshkit.quota.keys import check_field
 from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature
 from meshkit.stack import Bounds, event_stack, server_stack
+from meshkit.subject import LONGEST
 from meshkit.threads import Threads
 from meshkit.transport import CANCEL, Message, Transport
 from meshkit.transport import Subscription as Interest
@@ -104,6 +106,7 @@ class Instance:
 
         Raises:
             Forbidden: The connection's user may not subscribe to a subject of the service.
+            ConfigError: The policies for an endpoint cannot hold together.
         """
         try:
             if (surroundings := self.service.surroundings) is not None:
@@ -116,10 +119,11 @@ class Instance:
                 await self._subscribe(endpoint, self._calls(endpoint, shared))
                 # Not in a queue group: nobody but the instance that runs the call knows that it does.
                 of_calls = CANCEL + endpoint.pattern.wire
-                self._cancels.append(await self._transport.subscribe(of_calls, self._on_gone))
+                gone = await self._transport.subscribe(of_calls, self._on_gone, optional=True)
+                self._cancels.append(gone)
             await self._responder.start()
             await self._transport.flush()
-            await self._responder.announce()
+            self._responder.announce()
         except BaseException:
             await self.stop()
             raise
@@ -177,12 +181,10 @@ class Instance:
     def _bounds(self, policy: Effective, what: str) -> Bounds:
         """What keeps calls from being too many."""
         bounds = Bounds()
-        if policy.rate_limit is not None:
+        if (limit := policy.rate_limit) is not None:
             from meshkit.quota import quota  # which takes 40 ms to import
 
-            bounds.quota = quota(
-                policy.rate_limit, what, transport=self._transport, service=self.service.name
-            )
+            bounds.quota = quota(limit, what, transport=self._transport, service=self.service.name)
         if policy.concurrency is not None:
             bounds.concurrency = Concurrency(
                 policy.concurrency, policy.backlog, what, adaptive=policy.adaptive
@@ -197,7 +199,8 @@ class Instance:
             shared: Bounds of the service as a whole.
         """
         said = [*endpoint.serve_policies, *self._mesh.policies.for_endpoint(endpoint.pattern.wire)]
-        policy, _ = put_together([Source(ENDPOINT_DEFAULTS, ""), *said])
+        policy = served(said, endpoint.pattern.declared)
+        check_field(policy.rate_limit, endpoint.signature.message, endpoint.pattern.declared)
         stack = server_stack(
             self._handler(endpoint.signature),
             statistics=self._statistics[endpoint],
@@ -243,7 +246,7 @@ class Instance:
 
     def _on_gone(self, message: Message) -> None:
         """A caller waits no more for the call whose reply subject this is."""
-        if message.payload:
+        if 0 < len(message.payload) <= LONGEST:
             if not self._gone:
                 # When that call's task has begun: else it would end without a word. One search for all.
                 self._loop.call_soon(self._stop_gone)

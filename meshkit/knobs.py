@@ -8,13 +8,20 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from meshkit.errors import shortened
 from meshkit.message import LONGEST_TIMEOUT, PRIORITIES
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_SHORTEST = 1e-6  # seconds; what is less could not be read back from what `in_words` writes
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BY = re.compile(r"|caller|header:[!-9;-~]+|field:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _WINDOWS = ("moving", "fixed", "sliding")
 _SCOPES = ("instance", "mesh")
+_NO_TIME = re.compile(r"(?:/|per)\s*0+(?!\d)", re.IGNORECASE)
+# Policies are also what strangers announce: they stay small, and `limits` takes long to read long texts.
+_MOST_CODES = 100
+_MOST_LIMITS = 10
+_LONGEST_TEXT = 100
 
 
 class Kind:
@@ -43,27 +50,31 @@ class Kind:
         try:
             return self._check(value)
         except (TypeError, ValueError) as error:
-            why = f"; {error}" if error.args else ""
-            raise ValueError(f"{name} is {self._what}, not {value!r}{why}") from None
+            # A TypeError is in Python's own words.
+            why = f"; {error}" if isinstance(error, ValueError) and error.args else ""
+            raise ValueError(f"{name} is {self._what}, not {shortened(repr(value), 200)}{why}") from None
 
 
 def seconds(value: object) -> float:
     """A duration: seconds, or text such as `250ms`, `1.5s`, `2m`, `1h`.
 
     Raises:
-        ValueError: It is neither, or not above 0.
+        ValueError: It is neither, or less than a microsecond.
     """
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         value = float(found[1]) * UNITS[found[2]] if found else None
-    return _number(0, LONGEST_TIMEOUT, above=True)(value)
+    number = _number(0, LONGEST_TIMEOUT)(value)
+    if number == 0:
+        raise ValueError
+    if number < _SHORTEST:
+        raise ValueError("the least is a microsecond")
+    return number
 
 
-def _number(least: float, most: float, *, above: bool = False) -> Callable[[object], float]:
+def _number(least: float, most: float) -> Callable[[object], float]:
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise ValueError
-        if above and value == least:
             raise ValueError
         return float(value)
 
@@ -87,7 +98,10 @@ def _flag(value: object) -> bool:
 
 def _codes(value: Any) -> tuple[int, ...]:
     check = _count(400)
-    return tuple(check(code) for code in value)
+    codes = tuple(check(code) for code in value)
+    if len(codes) > _MOST_CODES:
+        raise ValueError(f"there may be {_MOST_CODES} at most")
+    return codes
 
 
 def _hedge(value: object) -> float | str:
@@ -107,7 +121,7 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many calls are let through.
 
     Args:
-        limits: `"100/second"`, `"5 per 2 minutes"`, or several of them, all of which hold.
+        limits: `"100/second"`, `"5 per 2 minutes"`, or several of them, ten at most, all of which hold.
         by: What each limit counts by: everything together, if empty; `caller`, the calling service;
             `header:NAME`; or `field:NAME` of the message, `field:guest.id` within one.
         window: `moving` is exact: never more than the limit in any such time. `fixed` counts from a first
@@ -136,14 +150,21 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(parts)
 
     def __post_init__(self) -> None:
-        given = self.limits
-        limits = (given,) if isinstance(given, str) else tuple(given)
-        if not limits:
-            raise ValueError("a rate limit is text such as '100/second', or several")
+        # Not everybody uses a type checker.
+        given, by = cast("object", self.limits), cast("object", self.by)
+        limits = tuple(cast("list[object]", given)) if isinstance(given, list | tuple) else (given,)
+        if not 0 < len(limits) <= _MOST_LIMITS:
+            raise ValueError(f"a rate limit is text such as '100/second', or several, {_MOST_LIMITS} at most")
         for limit in limits:
-            _check_limit(limit)
-        if not isinstance(self.by, str) or not _BY.fullmatch(self.by):  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses a type checker
-            raise ValueError(f"by is empty, 'caller', 'header:NAME' or 'field:NAME', not {self.by!r}")
+            if not isinstance(limit, str) or len(limit) > _LONGEST_TEXT or not _is_limit(limit):
+                raise ValueError(
+                    "a rate limit is text such as '100/second' or '5 per 2 minutes', not "
+                    + shortened(repr(limit), 50)
+                )
+        if not isinstance(by, str) or len(by) > _LONGEST_TEXT or not _BY.fullmatch(by):
+            raise ValueError(
+                "by is empty, 'caller', 'header:NAME' or 'field:NAME', not " + shortened(repr(by), 50)
+            )
         if self.scope not in _SCOPES:
             raise ValueError(f"scope is {' or '.join(_SCOPES)}, not {self.scope!r}")
         window = ("fixed" if self.scope == "mesh" else "moving") if self.window is UNSET else self.window
@@ -156,16 +177,16 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @functools.lru_cache(maxsize=256)
-def _check_limit(limit: str) -> None:
+def _is_limit(limit: str) -> bool:
     # Who limits nothing need not wait for its import, which takes 40 ms.
     from limits import parse_many
 
     try:
         amounts = [item.amount for item in parse_many(limit)]
-    except (ValueError, TypeError, AttributeError):
-        amounts = [0]
-    if min(amounts) < 1:
-        raise ValueError(f"a rate limit is text such as '100/second' or '5 per 2 minutes', not {limit!r}")
+    except ValueError:
+        return False
+    # It takes `5 per 0 minutes` for one minute.
+    return min(amounts) > 0 and not _NO_TIME.search(limit)
 
 
 def _rate_limit(value: Any) -> RateLimit:
@@ -174,13 +195,18 @@ def _rate_limit(value: Any) -> RateLimit:
         if unknown := sorted(set(table).difference(RateLimit.__struct_fields__)):
             raise ValueError(f"{unknown[0]} is none of {', '.join(RateLimit.__struct_fields__)}")
         return RateLimit(**table)
-    return value if isinstance(value, RateLimit) else RateLimit(value)
+    if isinstance(value, str | list | tuple):
+        return RateLimit(cast("Any", value))
+    if not isinstance(value, RateLimit):
+        raise TypeError
+    return value
 
 
 _SECONDS = "seconds above 0, or text such as '250ms'"
 _LIMIT = "text such as '100/second', several of them, or limits with by, window and scope"
 _FROM_ONE = "a whole number from 1"
-Duration: TypeAlias = Annotated[float | str | UnsetType, Kind(_SECONDS, seconds)]
+DURATION = Kind(_SECONDS, seconds)
+Duration: TypeAlias = Annotated[float | str | UnsetType, DURATION]
 DurationOrNone: TypeAlias = Annotated[float | str | UnsetType | None, Kind(_SECONDS, seconds, optional=True)]
 Count: TypeAlias = Annotated[int | UnsetType, Kind("a whole number from 0", _count(0))]
 Positive: TypeAlias = Annotated[int | UnsetType, Kind(_FROM_ONE, _count(1))]

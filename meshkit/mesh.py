@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -30,6 +30,7 @@ from meshkit.errors import (
     from_headers,
 )
 from meshkit.instance import Instance
+from meshkit.knobs import DURATION
 from meshkit.layers.propagation import merge
 from meshkit.message import CURRENT, LONGEST_TIMEOUT, Opening, Request, Response
 from meshkit.policies import NO_POLICIES, Policies
@@ -239,8 +240,8 @@ class Mesh:
         """Read what an endpoint yields, item by item: `async for line in mesh.stream(tail, Query())`.
 
         The handler stops when nobody reads any more: after a `break`, at the end of an `async with`, when a
-        read is cancelled. It runs at most 64 items ahead of its reader. What keeps a call alive does so for
-        the opening of a stream; once an item has come, nothing is tried again.
+        read is cancelled. It runs at most 64 items or 1 MiB ahead of its reader. What keeps a call alive
+        does so for the opening of a stream; once an item has come, nothing is tried again.
 
         Args:
             target: As in `call`.
@@ -267,12 +268,13 @@ class Mesh:
             callee = callee.under(policy)
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         payload = b"" if message is None else codec.encode(message, kind)
+        each = callee.timeout if message_timeout is None else _seconds(message_timeout, "message_timeout")
         return Stream(
             callee.opening,
             Opening(subject, payload, head + ROOM, 0, 0),
             functools.partial(_decode, decoder, kind=kind),
             timeout=LONGEST_TIMEOUT if timeout is None else _seconds(timeout),
-            message_timeout=callee.timeout if message_timeout is None else _seconds(message_timeout),
+            message_timeout=each,
         )
 
     def _resolve(
@@ -363,6 +365,7 @@ class Mesh:
 
         Raises:
             Forbidden: The connection's user may not subscribe to a subject of the service.
+            ConfigError: The policies for an endpoint cannot hold together.
         """
         instance_id = instance_id or new_instance_id()
         if not NAME.match(instance_id):
@@ -406,8 +409,8 @@ def _deadline(now: float, timeout: float | str) -> float:
     return now + timeout if current is None else min(now + timeout, current.deadline)
 
 
-def _seconds(timeout: float | str) -> float:
-    return cast("float", CallPolicy(timeout=timeout).timeout)
+def _seconds(timeout: float | str, name: str = "timeout") -> float:
+    return DURATION.check(name, timeout)
 
 
 async def _fall_back(fallback: Any, error: MeshError) -> Any:
@@ -423,4 +426,5 @@ def _decode(decoder: Decoder, response: Response, kind: str) -> Any:
             kind = codec.content_type(response.head, any_if_raw=decoder, usual=kind)
         return decoder(response.payload, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequest) as error:
-        raise BadReply(f"the reply is not {decoder.type}: {error}; returns=bytes gives it as it is") from None
+        what = kind if decoder.type is Any else decoder.type
+        raise BadReply(f"the reply is not {what}: {error}; returns=bytes gives it as it is") from None

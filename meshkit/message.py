@@ -57,6 +57,8 @@ class Request(msgspec.Struct, gc=False, eq=False):
         reply: On the callee's side, where the answer goes; empty if nobody waits for one.
         is_abandoned: On the callee's side, whether the caller has said that it waits no more.
         sent: On the callee's side, how many items of a stream have been sent.
+        sent_at: On the caller's side, when what may have it wait there had let it through, on the same clock;
+            infinite until then.
     """
 
     subject: str
@@ -68,6 +70,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     reply: str = ""
     is_abandoned: bool = False
     sent: int = 0
+    sent_at: float = math.inf
     _inherited: bytes | None = None
 
     @property

@@ -7,9 +7,21 @@ from typing import Any, cast
 
 import msgspec
 
-from meshkit.errors import ConfigError, DeclarationError
-from meshkit.policy import CallPolicy, Policy, PolicyT, ServePolicy, read
+from meshkit.errors import ConfigError, DeclarationError, shortened
+from meshkit.policy import (
+    ENDPOINT_DEFAULTS,
+    UNBOUND_ADAPTIVE,
+    CallPolicy,
+    Policy,
+    PolicyT,
+    ServePolicy,
+    expected,
+    read,
+)
 from meshkit.subject import Pattern
+
+# What may stand at the top of a meshkit.toml; `meshkit run` reads the first two.
+_TOP = ("services", "nats", "call", "serve")
 
 
 class Effective(SimpleNamespace):
@@ -47,6 +59,22 @@ def put_together(sources: Iterable[Source]) -> tuple[Effective, dict[str, str]]:
     return Effective(**values), stands
 
 
+def served(sources: Iterable[Source], subject: str) -> Effective:
+    """What holds for an endpoint that is served.
+
+    Args:
+        sources: What is said of it, the weakest first.
+        subject: The endpoint's, for the error's text.
+
+    Raises:
+        ConfigError: What several of them say cannot be together.
+    """
+    policy, stands = put_together([Source(ENDPOINT_DEFAULTS, "default"), *sources])
+    if policy.adaptive and policy.concurrency is None:
+        raise ConfigError(f"{stands['adaptive']}, for {subject!r}: {UNBOUND_ADAPTIVE}")
+    return policy
+
+
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Policies by the subjects that they are for, as a meshkit.toml has them.
 
@@ -56,7 +84,7 @@ class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         where: What a reader is told of where they stand.
 
     Raises:
-        DeclarationError: A pattern is none.
+        DeclarationError: A pattern, or a policy, is none.
     """
 
     call: dict[str, CallPolicy] = {}
@@ -64,8 +92,8 @@ class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     where: str = "connect(policies=...)"
 
     def __post_init__(self) -> None:
-        for pattern in (*self.call, *self.serve):
-            Pattern(pattern)
+        _check("call", CallPolicy, self.call)
+        _check("serve", ServePolicy, self.serve)
 
     def for_call(self, subject: str) -> list[Source]:
         """The policies for calls to a subject, or to the subjects of a pattern; the weakest first."""
@@ -87,6 +115,18 @@ class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Source(policies[pattern], f'{self.where} [{kind}."{pattern}"]')
             for pattern in sorted(matching, key=lambda pattern: Pattern(pattern).precision)
         ]
+
+
+def _check(name: str, kind: type[Policy], given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise DeclarationError(
+            f"Policies: {name} maps subject patterns to policies, "
+            f"such as {{'rooms.>': {kind.__name__}(timeout='1s')}}, not {shortened(repr(given), 200)}"
+        )
+    for pattern, policy in cast("Mapping[Any, object]", given).items():
+        Pattern(pattern)
+        if not isinstance(policy, kind):
+            raise DeclarationError(f"Policies: {expected(f'{name}[{pattern!r}]', kind, policy)}")
 
 
 NO_POLICIES = Policies()
@@ -139,14 +179,17 @@ def load(file: Path) -> Policies:
 
 
 def toml(file: Path) -> dict[str, Any]:
-    """What a TOML file holds.
+    """What a meshkit.toml holds.
 
     Raises:
-        ConfigError: It cannot be read, or is no TOML.
+        ConfigError: It cannot be read, is no TOML, or has something at its top that no meshkit.toml has.
     """
     try:
-        return msgspec.toml.decode(file.read_bytes())
+        content: dict[str, Any] = msgspec.toml.decode(file.read_bytes())
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    if unknown := [name for name in content if name not in _TOP]:
+        raise ConfigError(f"{file}: unknown field {unknown[0]!r}; the fields here are {', '.join(_TOP)}")
+    return content

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 import msgspec
 from msgspec import UNSET
 
-from meshkit.errors import ConfigError, DeclarationError
+from meshkit.errors import ConfigError, DeclarationError, shortened
 from meshkit.knobs import (
     UNITS,
     Codes,
@@ -31,7 +31,14 @@ from meshkit.knobs import (
 from meshkit.message import DEFAULT_TIMEOUT
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Policy(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    repr_omit_defaults=True,
+    forbid_unknown_fields=True,
+):
     """What both policies have in common: each field is checked, whoever makes them."""
 
     def __post_init__(self) -> None:
@@ -55,7 +62,7 @@ class CallPolicy(Policy, frozen=True, kw_only=True):
             idempotent it is left out: they could not be tried again.
         retries: How many attempts may follow the first.
         retry_codes: Of idempotent calls, which answered errors are tried again, beside those that may be
-            without being idempotent.
+            without being idempotent; 100 at most.
         retry_delay: The most to wait before the second attempt; it doubles with each, and the wait is random
             between nothing and that.
         retry_delay_most: What it doubles up to.
@@ -109,8 +116,9 @@ class ServePolicy(Policy, frozen=True, kw_only=True):
     Args:
         timeout: How long handling a call may take, whatever the caller says; None for as long as it says.
         rate_limit: How many calls are let through; what is too many is refused as `RateLimited`.
-        concurrency: How many calls are handled at a time; None for no bound of the endpoint's own.
-        adaptive: Whether that number follows what the latency says, up to `concurrency`.
+        concurrency: How many calls are handled at a time; None for no bound of the endpoint's own. A service
+            as a whole always has one.
+        adaptive: Whether that number follows what the latency says, up to `concurrency`, which it needs.
         backlog: How many more wait for their turn.
 
     Raises:
@@ -215,7 +223,22 @@ def read(kind: type[PolicyT], table: object, where: str) -> PolicyT:
         raise ConfigError(f"{where}, {error}") from None
 
 
-def declared(policy: PolicyT | None, kind: type[PolicyT], where: str, **given: Any) -> PolicyT:
+def expected(what: str, kind: type[Policy], given: object) -> str:
+    """What to tell who gave something else where a policy belongs."""
+    name = kind.__name__
+    return f"{what} is a {name}, such as {name}(timeout='1s'), not {shortened(repr(given), 200)}"
+
+
+# A service has a bound in any case.
+UNBOUND_SERVICE = (
+    "concurrency is a whole number from 1 for a service as a whole; leave it out for "
+    f"{SERVICE_DEFAULTS.concurrency}"
+)
+# There is nothing that it would be up to.
+UNBOUND_ADAPTIVE = "adaptive needs concurrency, the most that it may be; give both"
+
+
+def declared(policy: Policy | None, kind: type[PolicyT], where: str, **given: Any) -> PolicyT:
     """A policy and what is given beside it, as one.
 
     Args:
@@ -225,8 +248,12 @@ def declared(policy: PolicyT | None, kind: type[PolicyT], where: str, **given: A
         given: What arguments of their own say; UNSET for those that say nothing.
 
     Raises:
-        DeclarationError: Both say something of the same field, or a value is none.
+        DeclarationError: The policy is none of that kind, both say something of the same field, or a value
+            is none.
     """
+    if policy is not None and not isinstance(policy, kind):
+        argument = "call" if kind is CallPolicy else "serve"
+        raise DeclarationError(f"{where}: {expected(argument, kind, policy)}")
     said = {} if policy is None else policy.said()
     given = {name: value for name, value in given.items() if value is not UNSET}
     if twice := sorted(said.keys() & given.keys()):

@@ -21,10 +21,11 @@ from meshkit.declaration import (
     check_seconds,
     check_version,
 )
+from meshkit.discovery.protocol import ENDPOINT_KEYS
 from meshkit.errors import DeclarationError
 from meshkit.knobs import RateLimit
 from meshkit.policies import Source
-from meshkit.policy import CallPolicy, ServePolicy, declared
+from meshkit.policy import UNBOUND_ADAPTIVE, UNBOUND_SERVICE, CallPolicy, ServePolicy, declared
 from meshkit.signature import Signature
 from meshkit.subject import Pattern
 
@@ -82,6 +83,8 @@ class Endpoint(Generic[P, T, R]):
         self.metadata = metadata
         self.call = call
         self.serve = serve
+        if serve.adaptive is True and not serve.concurrency:
+            raise DeclarationError(f"{self.signature.where}: {UNBOUND_ADAPTIVE}")
         # Its name and docstring, not what other decorators have hung onto it.
         functools.update_wrapper(self, function, updated=())
 
@@ -227,7 +230,7 @@ class Group:
                 wildcards. By default `<service>.<function>`, in a group `<prefix>.<function>`.
             name: Name in discovery; by default the function's.
             queue: Queue group whose members share the calls; None for every instance to get every call.
-            metadata: Strings to show in discovery.
+            metadata: Strings to show in discovery, beside those that meshkit writes.
             timeout: How long a call may take, for its callers and here, in seconds or as text such as
                 `"250ms"`; by default the service's, else 5.
             idempotent: Whether executing a call twice does no harm, so that it may be tried again when nobody
@@ -252,7 +255,7 @@ class Group:
                 Pattern(_join(prefix, own if subject is None else subject)),
                 name=check_name("endpoint", own if name is None else name),
                 queue=self._inherit(queue),
-                metadata=check_metadata(metadata),
+                metadata=check_metadata(where, metadata, ENDPOINT_KEYS),
                 call=declared(call, CallPolicy, where, timeout=timeout, idempotent=idempotent),
                 serve=declared(
                     serve,
@@ -340,9 +343,9 @@ class Service(Group):
         self.name = check_name("service", name)
         self.version = check_version(version)
         self.description = description
-        self.metadata = check_metadata(metadata)
-        self.queue = check_queue(queue)
         where = f"service {name!r}"
+        self.metadata = check_metadata(where, metadata)
+        self.queue = check_queue(queue)
         self.call = declared(call, CallPolicy, where, timeout=timeout)
         self.serve = declared(
             serve,
@@ -353,6 +356,8 @@ class Service(Group):
             backlog=backlog,
             rate_limit=rate_limit,
         )
+        if self.serve.concurrency is None:
+            raise DeclarationError(f"{where}: {UNBOUND_SERVICE}")
         self.endpoints: list[Endpoint[..., Any, Any]] = []
         self.subscriptions: list[Subscription] = []
         self.checks: dict[str, Callable[..., Any]] = {}

@@ -37,16 +37,17 @@ class Signature:
     def __init__(self, function: Callable[..., Any], pattern: Pattern) -> None:
         self.where = _where(function)
         self.function = function
-        # A decorator may have put a `def` around an `async def`.
-        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        self.is_stream = inspect.isasyncgenfunction(inspect.unwrap(function))
+        # A decorator may have put a `def` around an `async def`, or made something else of what it got.
+        inner = inspect.unwrap(function, stop=_is_asynchronous)
+        self.is_async = inspect.iscoroutinefunction(inner)
+        self.is_stream = inspect.isasyncgenfunction(inner)
         self.message: Decoder | None = None
         self._pattern = pattern
         self._context_name: str | None = None
         self._message_name = ""
         self._message_default: Any = _REQUIRED
         self._tokens: dict[str, Any] = {}
-        self._check_kind()
+        self._check_kind(inner)
         hints = self._hints()
         for parameter in inspect.signature(function).parameters.values():
             self._take(parameter, hints)
@@ -61,8 +62,8 @@ class Signature:
         else:
             self.reply = self._decoder(returned, "returns")
 
-    def _check_kind(self) -> None:
-        if inspect.isgeneratorfunction(inspect.unwrap(self.function)):
+    def _check_kind(self, function: Callable[..., Any]) -> None:
+        if inspect.isgeneratorfunction(function):
             raise DeclarationError(
                 f"{self.where} is a `def` that yields; write `async def` for a stream, or return one reply"
             )
@@ -71,8 +72,8 @@ class Signature:
         """The type of one item of a stream."""
         if returned is Any:
             return Any
-        if get_origin(returned) in _STREAMS:
-            return get_args(returned)[0]
+        if get_origin(returned) in _STREAMS and (items := get_args(returned)):
+            return items[0]
         raise DeclarationError(
             f"{self.where} yields, but is annotated with {_shown(returned)}; write `-> AsyncIterator[T]`, "
             "where T is the type of an item"
@@ -174,6 +175,10 @@ class Signature:
         if not payload:
             return BadRequest(f"no message was sent; {_shown(decoder.type)} is expected")
         return BadRequest(f"the message is not understood: {error}")
+
+
+def _is_asynchronous(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _where(function: Callable[..., Any]) -> str:

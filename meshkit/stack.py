@@ -13,7 +13,7 @@ from meshkit.deadlines import Deadlines
 from meshkit.layers import deadline
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.connection import Link, connection
-from meshkit.layers.hedge import hedge
+from meshkit.layers.hedge import Latency, hedge
 from meshkit.layers.propagation import propagate
 from meshkit.layers.rescue import rescue
 from meshkit.layers.retry import retry
@@ -36,10 +36,14 @@ class Bounds:
 
 @dataclass(slots=True)
 class Shared:
-    """What all calls to a target share, whatever policy one of them has; None where it is switched off."""
+    """What all calls to a target share, whatever policy one of them has; None where it is switched off.
+
+    `latency` is there from the first stack on that has live hedging.
+    """
 
     budget: RetryBudget
     breaker: "Breaker | None" = None
+    latency: Latency | None = None
     bounds: Bounds = field(default_factory=Bounds)
     statistics: CallStatistics = field(default_factory=CallStatistics)
 
@@ -68,8 +72,8 @@ def _client_layers(
     yield propagate(caller, policy.priority)
     hedged = policy.hedge is not None and policy.idempotent
     if policy.retries or hedged:
-        # Tries again, and counts the calls that the budget of both is a share of. Above all that can refuse
-        # or fail, so that each attempt is judged and bounded anew.
+        # Tries again, and counts the calls that the budget of both is a share of, and those that the layers
+        # below refuse. Above all that can refuse or fail, so that each attempt is judged and bounded anew.
         yield retry(
             retries=policy.retries,
             idempotent=policy.idempotent,
@@ -79,18 +83,20 @@ def _client_layers(
             budget=shared.budget,
             statistics=shared.statistics,
         )
+    else:
+        # Counts what the layers below refuse. Above them.
+        yield shared.statistics.refusals
     if policy.hedge is not None and policy.idempotent and not streams:
         # Sends a second copy of what takes long. Below retry, so that both copies are one attempt; above the
         # rest, so that each copy is judged and bounded like any other message.
-        after = None if policy.hedge == "p95" else policy.hedge
+        after = policy.hedge
+        if after == "p95":
+            after = shared.latency = shared.latency or Latency()
         yield hedge(after, budget=shared.budget, statistics=shared.statistics)
     if policy.breaker and shared.breaker is not None:
         # Refuses while the target fails, and judges by each attempt. Above the caller's own bounds, so that
         # nothing waits there for a target that is known to fail.
         yield shared.breaker.layer
-    if shared.bounds.quota is not None or shared.bounds.concurrency is not None:
-        # Counts what the caller's own bounds refuse. Above them.
-        yield shared.statistics.refusals
     if shared.bounds.quota is not None:
         # The caller's own limit on the messages that it sends. Above concurrency: what it refuses takes no
         # slot.
@@ -127,10 +133,9 @@ def server_stack(
         # Refuses expired requests. Above the bounds, so that they take no slot and use up no limit, and that
         # waiting for a slot counts against the deadline.
         deadline.enforce(deadlines),
-        # Let so many through in a time. Above concurrency, so that what they refuse takes no slot and does
-        # not wait. An endpoint's own is above the service's: what the one refuses uses up nothing of the
-        # other.
-        *(_rate_limit(quota) for quota in quotas),
+        # Lets so many through in a time. Above concurrency, so that what it refuses takes no slot and does
+        # not wait.
+        *([_rate_limit(*quotas)] if quotas else []),
         # Admit, queue or refuse. An endpoint's bound is above the service's, so that what waits for a slow
         # endpoint takes none of the slots that the other endpoints share.
         *(bound.layer for bound in bounds),
@@ -141,10 +146,10 @@ def server_stack(
     )
 
 
-def _rate_limit(quota: "Quota") -> Layer:
+def _rate_limit(*quotas: "Quota") -> Layer:
     from meshkit.layers.rate_limit import rate_limit
 
-    return rate_limit(quota)
+    return rate_limit(*quotas)
 
 
 def event_stack(

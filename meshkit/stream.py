@@ -25,7 +25,7 @@ from meshkit.errors import (
 )
 from meshkit.headers import NO_RESPONDERS, find, line, whole
 from meshkit.message import CREDIT, CURRENT, END, SEQUENCE, Handler, Opening, Request, Response
-from meshkit.transport import CANCEL, Message, Transport
+from meshkit.transport import INBOX, Message, Transport
 
 R = TypeVar("R")
 
@@ -33,6 +33,9 @@ R = TypeVar("R")
 WINDOW = 64
 # What a request says that opens a stream.
 ROOM = line(CREDIT, str(WINDOW))
+
+# Bytes taken after which a reader says so, however few items they are: a producer lets 1 MiB be on its way.
+_SOON_BYTES = 256 * 1024
 
 _SEQUENCE_LINE = f"\r\n{SEQUENCE}:".encode()
 _END_LINE = f"\r\n{END}:".encode()
@@ -88,6 +91,8 @@ class Stream(Generic[R]):
             message = await self._next()
             if message is not None:
                 return self._decode(Response(message.payload, message.head))
+            if self._failure is not None:  # somebody has closed it meanwhile
+                raise copy.copy(self._failure)
             self._close()
         except MeshError as error:
             error.target = self._request.subject
@@ -124,9 +129,9 @@ class Stream(Generic[R]):
             self._arrivals.leave()
 
     async def aclose(self) -> None:
-        """Read no more: the handler stops."""
+        """Read no more: the handler stops. Whoever waits for an item, in another task, gets Cancelled."""
         if not self._is_over:
-            self._close()
+            self._close(Cancelled("the stream was closed while it was read") if self._is_reading else None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,7 +186,7 @@ def refuse(transport: Transport, subject: str, message: Message) -> None:
         BadReply: The message is the beginning of one.
     """
     if _SEQUENCE_LINE in message.head or _END_LINE in message.head:
-        if message.reply:
+        if message.reply.startswith(INBOX):
             transport.tell(message.reply, b"")  # nobody reads the rest
         raise BadReply(f"{subject!r} answers with a stream; read it with mesh.stream, or --stream")
 
@@ -209,6 +214,8 @@ class Arrivals:
         self._came = 0
         self._taken = 0
         self._granted = WINDOW
+        # Taken since the producer was last told.
+        self._bytes = 0
         # Where the producer hears up to which item it may send.
         self._producer = ""
         self._guard = ""
@@ -231,6 +238,8 @@ class Arrivals:
             return
         due = self._came + 1
         number = whole(sequence)
+        if number == 0:
+            return  # the producer has its connection find out whether anybody listens
         if number is None or number != due:
             self._break(f"item {shortened(sequence, 20)} came where item {due} was due", due, number)
         elif number > self._granted:
@@ -238,7 +247,7 @@ class Arrivals:
         else:
             self._came = number
             self._items.append(result)
-            if result.reply and not self._producer:
+            if not self._producer and result.reply.startswith(INBOX):
                 self._meet(result.reply)
             self._wake()
 
@@ -247,7 +256,7 @@ class Arrivals:
         self._finish(exception)
         # The producer may be there as before; and whoever may not grant it room may still end it.
         if self._came or isinstance(exception, ConnectionLost):
-            self._stop_producer()
+            self._transport.abandon(self._subject, self.reply)
 
     def _verdict(self, message: Message) -> BaseException | None:
         """What a message that is no item says: an error, or None for the end of a stream that is complete."""
@@ -270,7 +279,7 @@ class Arrivals:
 
     def _break(self, what: str, first: int = 0, next_: int | None = None) -> None:
         self._finish(_broken(what, first, next_))
-        self._stop_producer()
+        self._transport.abandon(self._subject, self.reply)
 
     def _finish(self, failure: BaseException | None) -> None:
         self._is_over = True
@@ -319,11 +328,15 @@ class Arrivals:
         if not self._items:
             self._raise()
             return None
+        item = self._items.popleft()
         self._taken += 1
-        if self._granted - self._taken <= WINDOW // 2 and self._producer and not self._is_over:
+        self._bytes += len(item.payload)
+        is_time = self._granted - self._taken <= WINDOW // 2 or self._bytes >= _SOON_BYTES
+        if is_time and self._producer and not self._is_over:
             self._granted = self._taken + WINDOW
+            self._bytes = 0
             self._grant()
-        return self._items.popleft()
+        return item
 
     def _raise(self) -> None:
         failure, self._failure = self._failure, None
@@ -343,12 +356,7 @@ class Arrivals:
         self._items.clear()
         if not self._is_over:
             self._finish(None)
-            self._stop_producer()
-
-    def _stop_producer(self) -> None:
-        # Nobody else's services are told: not those on subjects that begin with these.
-        if not self._subject.startswith(("$", "_")):
-            self._transport.tell(CANCEL + self._subject, self.reply.encode())
+            self._transport.abandon(self._subject, self.reply)
 
     # What the producer may send
 

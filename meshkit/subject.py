@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from meshkit.errors import BadRequest, DeclarationError, shortened
 
 _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\ud800-\udfff]")
-_LONGEST = 1000
+# Bytes.
+LONGEST = 1000
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _RESERVED = ("$SRV", "$SYS", "$JS", "$KV", "$O", "_INBOX", "_MESH")
 
@@ -28,9 +29,9 @@ def problem(subject: str, *, wildcards: bool = False) -> str | None:
         return "is empty"
     if _UNSAFE.search(subject):
         return "contains white space or control characters"
-    if len(subject.encode("utf-8", "surrogatepass")) > _LONGEST:
+    if len(subject.encode("utf-8", "surrogatepass")) > LONGEST:
         # One line of the protocol has 4,096 bytes; a longer one ends the connection for everybody on it.
-        return f"is longer than {_LONGEST:,} bytes"
+        return f"is longer than {LONGEST:,} bytes"
     tokens = subject.split(".")
     if "" in tokens:
         return "has an empty token (a dot at an end, or two in a row)"

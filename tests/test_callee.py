@@ -292,8 +292,63 @@ async def test_a_new_policy_keeps_the_state_unless_it_is_of_that(nats_server, me
         second = await version(call=CallPolicy(retries=3))
         third = await version(call=CallPolicy(retries=3, breaker_failures=2))
     assert second is not first
-    assert second.shared is first.shared
-    assert third.shared is not first.shared
+    assert second.shared.breaker is first.shared.breaker
+    assert third.shared.breaker is not first.shared.breaker
+    assert third.shared.budget is first.shared.budget
+    assert third.statistics is first.statistics
+
+
+async def test_a_policy_for_some_subjects_leaves_the_state_to_all_of_them(mesh, with_policies):
+    mine = {
+        "rooms.*.fails": CallPolicy(breaker_failures=3, retries=0),
+        "rooms.12.fails": CallPolicy(breaker_failures=4, timeout="2s"),
+    }
+    service = rooms()
+    async with mesh.serve(service), with_policies(call=mine) as caller:
+        await caller.directory.learn()
+        for room in (12, 13, 12):
+            with pytest.raises(InternalError):
+                await caller.call(f"rooms.{room}.fails")
+        for room in (12, 13, 14):
+            with pytest.raises(CircuitOpen):
+                await caller.call(f"rooms.{room}.fails")
+        async with mesh.serve(Service("news")):
+            await asyncio.sleep(0.05)
+            with pytest.raises(CircuitOpen):
+                await caller.call("rooms.12.fails")
+        assert caller.callees["rooms.*.fails"].circuit == "open"
+
+
+async def test_news_of_one_thing_leave_the_others_as_they_are(mesh, nats_server):
+    """A bulkhead with calls in it goes on with them, whatever else a new version says."""
+    busy = gated("busy", call=CallPolicy(concurrency=1, backlog=0, retries=0))
+    async with connect(nats_server.url) as caller, mesh.serve(busy):
+        await caller.directory.learn()
+        running = asyncio.create_task(caller.call("busy.wait", timeout=60))
+        await until(lambda: busy.running == 1)
+        newer = gated("busy", call=CallPolicy(concurrency=1, backlog=0, retries=0, breaker_failures=3))
+        async with mesh.serve(newer):
+            await until(lambda: caller.callees["busy.wait"] and caller._callees.get("busy.wait") is None)
+            with pytest.raises(Overloaded):
+                await caller.call("busy.wait")
+        busy.gate.set()
+        await running
+
+
+async def test_an_open_circuit_is_not_forgotten_for_other_targets(mesh, monkeypatch):
+    monkeypatch.setattr(callees, "_MOST", 10)
+    service = rooms()
+    async with mesh.serve(service):
+        policy = CallPolicy(retries=0)
+        for _ in range(5):
+            with pytest.raises(InternalError):
+                await mesh.call("rooms.1.fails", policy=policy)
+        for number in range(20):
+            with pytest.raises(NoResponders):
+                await mesh.call(f"nobody.{number}", policy=policy)
+        with pytest.raises(CircuitOpen):
+            await mesh.call("rooms.1.fails", policy=policy)
+        assert len(mesh.callees) == 10
 
 
 async def test_a_caller_bounds_itself(mesh, with_policies):

@@ -9,6 +9,7 @@ import pytest
 from support import until
 
 from meshkit import Cancelled, Context, DeadlineExceeded, Service, connect
+from meshkit.transport import Message
 
 
 def gate(name="gate", **options):
@@ -155,7 +156,7 @@ async def test_a_call_and_its_cancellation_that_are_read_together(mesh, plain):
         assert service.running == 0
 
 
-async def test_a_handler_may_finish_what_it_shields(mesh):
+async def test_a_handler_may_finish_what_it_shields(mesh, plain):
     service = Service("careful")
     begun, go, finished = asyncio.Event(), asyncio.Event(), []
 
@@ -181,10 +182,13 @@ async def test_a_handler_may_finish_what_it_shields(mesh):
         for name in ("shielded", "tidied"):
             begun.clear()
             go.clear()
-            call = asyncio.create_task(mesh.call(f"careful.{name}", timeout=60))
+            inbox = plain.new_inbox()
+            await plain.publish(f"careful.{name}", b"", reply=inbox)
             await begun.wait()
-            await gone(call)
-            await mesh.transport.flush()
+            for _ in range(3):  # the first stops it, the others do not interrupt what it does then
+                await plain.publish(f"_MESH.cancel.careful.{name}", inbox.encode())
+                await plain.flush()
+                await mesh.transport.flush()
             go.set()
             await until(lambda name=name: last_error(instance, name)[0] == "499:the caller waits no more")
     assert finished == ["committed", "tidied"]
@@ -243,7 +247,6 @@ async def test_any_nats_client_can_cancel_and_is_answered(mesh, plain):
 
 async def test_who_does_not_know_the_reply_subject_cannot(mesh, plain):
     service = gate()
-    other = Service("other")
 
     @service.subscribe("news", concurrency=2)
     async def on() -> None:
@@ -252,16 +255,19 @@ async def test_who_does_not_know_the_reply_subject_cannot(mesh, plain):
         service.running -= 1
         service.ended.append("event")
 
-    @other.endpoint("other.wait")
-    async def wait() -> None: ...
+    @service.endpoint()
+    async def other() -> None: ...
 
-    async with mesh.serve(service), mesh.serve(other):
+    async with mesh.serve(service):
         replies = []
         await mesh.transport.subscribe("gate.wait", lambda message: replies.append(message.reply))
+        await mesh.transport.flush()
         await plain.publish("news")
+        await plain.publish("gate.wait")  # by somebody who wants no answer
+        await plain.flush()
         call = asyncio.create_task(mesh.call("gate.wait", returns=str))
-        await until(lambda: service.running == 2 and replies)
-        reply = replies[0].encode()
+        await until(lambda: service.running == 3 and len(replies) == 2)
+        reply = replies[1].encode()
         for subject, payload in (
             ("gate.wait", b""),  # events have no reply subject
             ("news", b""),
@@ -270,14 +276,14 @@ async def test_who_does_not_know_the_reply_subject_cannot(mesh, plain):
             ("gate.wait", reply.rpartition(b".")[0] + b".*"),
             ("gate.wait", b"_INBOX.>"),
             ("gate.wait", b"\xff\x00" * 1000),
-            ("other.wait", reply),  # it may be all that the server permits
+            ("gate.other", reply),  # it may be all that the server permits
         ):
             await plain.publish(f"_MESH.cancel.{subject}", payload)
         await plain.flush()
         await mesh.transport.flush()
         service.gate.set()
         assert await call == "done"
-        await until(lambda: sorted(service.ended) == ["done", "event"])
+        await until(lambda: sorted(service.ended) == ["done", "done", "event"])
 
 
 async def test_a_thread_cannot_be_stopped_but_nobody_waits_for_it(mesh):
@@ -383,3 +389,10 @@ async def test_a_handler_may_answer_nonetheless(mesh, plain):
             await begun.wait()
             await plain.publish(f"_MESH.cancel.polite.{name}", inbox.encode())
             assert (await answers.next_msg(5)).data == answer
+
+
+async def test_what_is_longer_than_a_reply_subject_can_be_is_not_even_looked_at(mesh):
+    async with mesh.serve(gate()) as instance:
+        for length in (0, 1001):
+            instance._on_gone(Message("_MESH.cancel.gate.wait", "", b"x" * length))
+            assert not instance._gone

@@ -8,7 +8,7 @@ import pytest
 from meshkit import Service
 from meshkit.deadlines import Deadlines
 
-SECONDS = (0.0, 0.001, 0.0999, 0.1, 0.15, 1.0, 1.05, 1.0500001, 5.0, 86_400.0)
+SECONDS = (0.0, 0.001, 0.0999, 0.1, 0.15, 1.0, 1.05, 1.0500001, 5.0, 61.0, 61.05, 200.0, 86_400.0)
 
 
 @pytest.fixture
@@ -61,6 +61,27 @@ async def test_what_is_taken_out_is_let_go(clock, watched):
     del answer
     gc.collect()
     assert gone() is None
+
+
+async def test_what_is_taken_out_late_is_let_go_however_far_off_its_deadline(clock, watched):
+    class Stream:
+        pass
+
+    deadlines, begin, happened = watched
+    timers = len(asyncio.get_running_loop()._scheduled)
+    stream = Stream()
+    slot = deadlines.add(stream, begin + 1e8)
+    assert deadlines.add("minutes", begin + 130) is slot
+    assert deadlines.add("soon", begin + 60.05) is slot
+    await clock.advance(100)  # its slot has begun long ago
+    slot.pop(stream)
+    gone = weakref.ref(stream)
+    del stream
+    gc.collect()
+    assert gone() is None
+    await clock.advance(100)
+    assert happened == [("soon", pytest.approx(begin + 60.05)), ("minutes", pytest.approx(begin + 130))]
+    assert len(asyncio.get_running_loop()._scheduled) == timers
 
 
 async def test_however_far_off_what_is_over_leaves_neither_slot_nor_timer(mesh):

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshkit import CallPolicy, ConfigError, DeclarationError, Policies, RateLimit, ServePolicy, Service
+from meshkit import (
+    CallPolicy,
+    ConfigError,
+    DeclarationError,
+    Policies,
+    RateLimit,
+    ServePolicy,
+    Service,
+    connect,
+)
 from meshkit.knobs import seconds
 from meshkit.policies import Source, load, put_together
 from meshkit.policy import CALL_DEFAULTS, ENDPOINT_DEFAULTS, SERVICE_DEFAULTS, SHARED, in_words, read
@@ -71,6 +80,29 @@ def test_a_wrong_value_is_told_with_what_is_allowed(fields, sentence):
     with pytest.raises(ConfigError) as error:
         read(CallPolicy, fields, "here")
     assert str(error.value).startswith(f"here, {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"timeout": 5e-10}, ", or text such as '250ms', not 5e-10; the least is a microsecond"),
+        ({"retry_codes": 500}, "retry_codes is a list of error codes, numbers from 400, not 500"),
+        ({"retry_codes": range(400, 501)}, ", not range(400, 501); there may be 100 at most"),
+        ({"rate_limit": True}, "or None (in a file: false), not True"),
+        ({"rate_limit": {"by": "caller"}}, "or None (in a file: false), not {'by': 'caller'}"),
+        ({"rate_limit": {1: 2, "per": 3}}, "or None (in a file: false), not {1: 2, 'per': 3}"),
+    ],
+)
+def test_the_words_are_meshkits_own(fields, sentence):
+    with pytest.raises(ValueError, match="is") as error:
+        CallPolicy(**fields)
+    assert str(error.value).endswith(sentence)
+
+
+def test_what_strangers_announce_does_not_fill_the_log():
+    with pytest.raises(ConfigError) as error:
+        read(CallPolicy, {"retry_codes": [500] * 100_000}, "here")
+    assert len(str(error.value)) < 500
 
 
 def test_an_unknown_field_is_told_with_those_there_are():
@@ -143,6 +175,13 @@ def test_rate_limits(given, limit):
         ([], "a rate limit is text such as '100/second', or several"),
         (5, "rate_limit is text such as"),
         ({"by": "caller"}, "rate_limit is text such as"),
+        ("5 per 0 minutes", "a rate limit is text such as '100/second' or '5 per 2 minutes', not '5 per 0 m"),
+        ("5/00second", "not '5/00second'"),
+        ([5], "a rate limit is text such as '100/second' or '5 per 2 minutes', not 5"),
+        ([["5/second"]], "not ['5/second']"),
+        (["5/second"] * 11, "a rate limit is text such as '100/second', or several, 10 at most"),
+        (";".join(["5/second"] * 20), "not '5/second;5/second;"),
+        ({"limits": "1/second", "by": 5}, "by is empty, 'caller', 'header:NAME' or 'field:NAME', not 5"),
         ({"limits": "1/second", "per": "caller"}, "per is none of limits, by, window, scope"),
         (
             {"limits": "1/second", "by": "guest"},
@@ -163,6 +202,16 @@ def test_what_is_no_rate_limit(given, why):
         read(ServePolicy, {"rate_limit": given}, "here")
     assert str(error.value).startswith("here, rate_limit is ")
     assert why in str(error.value)
+
+
+@pytest.mark.parametrize("limits", [5, None, {"5/second": 1}, [5], [["5/second"]], (), "5 per 0 minutes"])
+def test_what_is_no_rate_limit_in_code(limits):
+    with pytest.raises(ValueError, match=r"^a rate limit is text such as '100/second'"):
+        RateLimit(limits)
+
+
+def test_a_time_may_begin_with_a_zero():
+    assert RateLimit("5 per 05 minutes").limits == ("5 per 05 minutes",)
 
 
 # In words
@@ -198,9 +247,14 @@ def test_in_words(kind, name, value, words):
     assert in_words(kind, name, value) == words
 
 
-@given(st.floats(1e-6, 1e7))
+@given(st.floats(0, 1e8) | st.floats(0, 1e-5))
 def test_durations_in_words_are_durations(value):
-    assert seconds(in_words(CallPolicy, "timeout", value)) == pytest.approx(value, rel=1e-9)
+    try:
+        timeout = CallPolicy(timeout=value).timeout
+    except ValueError:
+        assert value < 1e-6
+    else:
+        assert seconds(in_words(CallPolicy, "timeout", timeout)) == pytest.approx(value, rel=1e-9)
 
 
 # In code
@@ -242,6 +296,128 @@ def test_what_is_said_twice_is_refused():
 
         @service.endpoint(concurrency=1, serve=ServePolicy(concurrency=2))
         async def book() -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [{"retries": 3}, "x", 0, ServePolicy(concurrency=1)])
+async def test_what_is_no_policy_of_a_call(mesh, wrong):
+    sentence = f"policy is a CallPolicy, such as CallPolicy(timeout='1s'), not {wrong!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        await mesh.call("rooms.price", policy=wrong)
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        mesh.stream("rooms.price", policy=wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"call": ServePolicy(timeout=3)}, "call is a CallPolicy, such as CallPolicy(timeout='1s'), not Ser"),
+        (
+            {"call": {"retries": 3}},
+            "call is a CallPolicy, such as CallPolicy(timeout='1s'), not {'retries': 3",
+        ),
+        (
+            {"serve": CallPolicy()},
+            "serve is a ServePolicy, such as ServePolicy(timeout='1s'), not CallPolicy()",
+        ),
+        ({"serve": 5}, "serve is a ServePolicy, such as ServePolicy(timeout='1s'), not 5"),
+    ],
+)
+def test_what_is_no_policy_of_a_declaration(options, sentence):
+    with pytest.raises(DeclarationError, match=re.escape(f"service 'rooms': {sentence}")):
+        Service("rooms", **options)
+    service = Service("rooms")
+    with pytest.raises(DeclarationError, match=re.escape(f"endpoint book(): {sentence}")):
+
+        @service.endpoint(**options)
+        async def book() -> None: ...
+
+    assert service.endpoints == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"call": {"a.>": {"retries": 1}}},
+            "Policies: call['a.>'] is a CallPolicy, such as CallPolicy(timeout='1s'), not {'retries': 1}",
+        ),
+        (
+            {"call": {"a.>": ServePolicy()}},
+            "call['a.>'] is a CallPolicy, such as CallPolicy(timeout='1s'), no",
+        ),
+        (
+            {"serve": {"a.>": CallPolicy()}},
+            "serve['a.>'] is a ServePolicy, such as ServePolicy(timeout='1s'),",
+        ),
+        (
+            {"call": CallPolicy()},
+            "Policies: call maps subject patterns to policies, such as {'rooms.>': Call",
+        ),
+        (
+            {"serve": "x"},
+            "Policies: serve maps subject patterns to policies, such as {'rooms.>': ServePolicy(",
+        ),
+        ({"call": {5: CallPolicy()}}, "subject 5 is no text"),
+    ],
+)
+def test_what_are_no_policies(options, sentence):
+    with pytest.raises(DeclarationError, match=re.escape(sentence)):
+        Policies(**options)
+
+
+@pytest.mark.parametrize("wrong", [{"call": {"a.>": {"retries": 1}}}, CallPolicy(), 5])
+async def test_what_are_no_policies_of_a_connection(wrong):
+    sentence = (
+        "policies is a file such as 'meshkit.toml', or Policies(call={'rooms.>': CallPolicy(...)}), not "
+    )
+    with pytest.raises(ConfigError, match=re.escape(sentence + repr(wrong))):
+        async with connect(policies=wrong):
+            pass
+
+
+def test_a_service_as_a_whole_has_a_bound():
+    for options in ({"concurrency": None}, {"serve": ServePolicy(concurrency=None)}):
+        with pytest.raises(
+            DeclarationError,
+            match=r"^service 'rooms': concurrency is a whole number from 1 .* leave it out for 256$",
+        ):
+            Service("rooms", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": None}])
+def test_an_endpoint_that_adapts_has_a_bound(options):
+    service = Service("rooms", serve=ServePolicy(adaptive=True))
+    with pytest.raises(
+        DeclarationError, match=r"book\(\) \(.*\): adaptive needs concurrency, the most that it may be; give"
+    ):
+
+        @service.endpoint(**options, serve=ServePolicy(adaptive=True))
+        async def book() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("declared", "file", "who"),
+    [
+        ({}, {"adaptive": True}, 'connect(policies=...) [serve."rooms.*"]'),
+        (
+            {"concurrency": 5, "serve": ServePolicy(adaptive=True)},
+            {"concurrency": None},
+            "endpoint rooms.book",
+        ),
+    ],
+)
+async def test_an_endpoint_that_a_file_makes_adapt_has_a_bound(nats_server, declared, file, who):
+    service = Service("rooms")
+
+    @service.endpoint(**declared)
+    async def book() -> None: ...
+
+    policies = Policies(serve={"rooms.*": ServePolicy(**file)})
+    async with connect(nats_server.url, policies=policies) as mesh:
+        sentence = f"{who}, for 'rooms.book': adaptive needs concurrency, the most that it may be; give both"
+        with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}$"):
+            async with mesh.serve(service):
+                pass
 
 
 # Put together
@@ -373,6 +549,10 @@ def test_a_file_without_policies(file):
     ("content", "sentence"),
     [
         ("[call", "meshkit.toml: not valid TOML: "),
+        (
+            '[calls."a.>"]\nretries = 0\n[services.rooms]',
+            "meshkit.toml: unknown field 'calls'; the fields here are services, nats, call, serve",
+        ),
         ("call = 1", 'meshkit.toml: write [call."subject.pattern"] with the fields below it'),
         ("[call]\ntimeout = 1", 'meshkit.toml: write [call."subject.pattern"] with the fields below it'),
         ("[serve]\nbacklog = 1", 'meshkit.toml: write [serve."subject.pattern"] with the fields below it'),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from meshkit import Context, DeclarationError, Endpoint, Service
+from meshkit.discovery.description import announce, describe
 
 if TYPE_CHECKING:
     from decimal import Decimal as OnlyForTheChecker
@@ -141,6 +142,27 @@ def test_metadata_is_strings(service):
     declared = Service("rooms", metadata=original)
     original["shard"] = "2"
     assert dict(declared.metadata) == {"shard": "1"}
+
+
+@pytest.mark.parametrize("key", ["policy", "subject", "timeout", "idempotent", "stream", "request_schema"])
+async def test_metadata_that_meshkit_writes_itself(service, key):
+    with pytest.raises(
+        DeclarationError, match=f"book\\(\\): metadata '{key}' is written by meshkit; choose another"
+    ):
+        service.endpoint("a", metadata={key: "refund within 30 days"})(book)
+    assert service.endpoints == []
+    # Only an endpoint's are.
+    assert Service("rooms", metadata={key: "x"}).metadata == {key: "x"}
+
+
+def test_what_is_announced_is_what_is_declared(service):
+    service.endpoint("a", metadata={"format": "json"}, timeout=2, idempotent=True)(book)
+    service.endpoint("b")(book)
+    [first, second] = announce(service, "id").endpoints
+    assert first.metadata == {"policy": '{"timeout":2.0,"idempotent":true}'}
+    assert second.metadata == {}
+    [told, _] = describe(service, "id", 1_000_000).endpoints
+    assert told.metadata.items() >= {**first.metadata, "format": "json", "timeout": "2"}.items()
 
 
 # Handlers

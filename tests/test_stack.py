@@ -18,9 +18,11 @@ from meshkit import (
 )
 from meshkit.budget import RetryBudget
 from meshkit.deadlines import Deadlines
+from meshkit.errors import from_headers, to_headers
 from meshkit.headers import parse
 from meshkit.layers.breaker import Breaker
 from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.hedge import Latency
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CURRENT, Request, Response
 from meshkit.policies import Source, put_together
@@ -151,8 +153,9 @@ async def test_what_expired_while_something_kept_the_event_loop_is_refused(clock
 
     asked = request(1)
     await clock.advance(1)
-    with pytest.raises(DeadlineExceeded, match="had passed when"):
+    with pytest.raises(DeadlineExceeded, match="had passed when") as raised:
         await server(handle)(asked)
+    assert raised.value.executed is False
     assert not begun
 
 
@@ -316,16 +319,132 @@ async def test_what_the_callers_own_limit_refuses_takes_no_slot():
     holding.cancel()
 
 
-async def test_what_the_callers_own_bounds_refuse_is_counted():
-    shared = Shared(RetryBudget(0.2, 10), bounds=Bounds(limited("2/minute"), Concurrency(1, 0, "calls")))
-    stack = client(forever, shared, retries=0)
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_what_the_callers_own_side_refuses_is_counted_and_not_tried_again(retries):
+    shared = breaking(failures=1)
+    shared.bounds = Bounds(limited("2/minute"), Concurrency(1, 0, "calls"))
+    stack = client(forever, shared, retries=retries)
     holding = asyncio.create_task(stack(request()))
     await asyncio.sleep(0)
-    for error in (Overloaded, RateLimited):
-        with pytest.raises(error):
+
+    async def failing(_outgoing):
+        raise InternalError
+
+    for error in (Overloaded, RateLimited, CircuitOpen):
+        if error is CircuitOpen:
+            with pytest.raises(InternalError):
+                await shared.breaker.layer(failing)(request())
+        with pytest.raises(error) as raised:
             await stack(request())
-    assert shared.statistics.refused == 2
+        assert raised.value.own
+    assert shared.statistics == CallStatistics(refused=3, circuit_opened=1)
     holding.cancel()
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_what_the_callee_refuses_is_not_the_callers_own(clock, retries):
+    shared = Shared(RetryBudget(0.2, 10), bounds=Bounds(limited("9/minute"), Concurrency(1, 0, "calls")))
+
+    async def send(outgoing):
+        callee = server(answer, own=Bounds(quota=limited("1/second")))
+        await callee(outgoing)
+        with pytest.raises(RateLimited) as raised:
+            await callee(outgoing)
+        raise from_headers(to_headers(raised.value, "rooms/1"))
+
+    error = await until_it_ends(clock, client(send, shared, retries=retries)(request()), seconds=6)
+    assert (error.own, error.executed, error.attempt) == (False, False, 1 + retries)
+    assert shared.statistics.refused == 0
+
+
+async def test_a_second_copy_that_is_refused_is_no_refused_call(clock):
+    shared = Shared(RetryBudget(0.2, 10), bounds=Bounds(concurrency=Concurrency(1, 0, "calls")))
+
+    async def send(_outgoing):
+        await asyncio.sleep(0.2)
+        return Response(b"")
+
+    call = asyncio.create_task(client(send, shared, idempotent=True, hedge=0.1)(request()))
+    await clock.advance(0.3)
+    assert call.result() is not None
+    assert shared.statistics == CallStatistics(hedges=1)
+
+
+class Asking:
+    """A rate limit that has to ask, which takes a second."""
+
+    def take(self, _request):
+        return asyncio.sleep(1)
+
+
+class Unsettled(Connected):
+    """A connection that is back, though not everybody else is."""
+
+    def __init__(self):
+        super().__init__(after=0.01)
+
+    async def ready(self, _deadline):
+        pass
+
+
+@pytest.mark.parametrize("where", ["bulkhead", "rate limit", "connection", "who lost it too"])
+async def test_no_second_copy_is_sent_of_what_waits_on_the_callers_own_side(clock, where):
+    shared = Shared(RetryBudget(0.2, 10))
+    link, sent = Connected(), []
+    if where == "bulkhead":
+        shared.bounds.concurrency = Concurrency(1, 9, "calls")
+        hold = shared.bounds.concurrency.layer(lambda _request: asyncio.sleep(1))
+        holding = asyncio.create_task(hold(request()))
+        await asyncio.sleep(0)
+    elif where == "rate limit":
+        shared.bounds.quota = Asking()
+    elif where == "connection":
+        link = Connected(after=1)
+    else:
+        link = Unsettled()
+
+    async def send(_outgoing):
+        sent.append(1)
+        if where == "who lost it too" and clock.now() < begin + 1:
+            raise NoResponders
+        await asyncio.sleep(0.01)
+        return Response(b"")
+
+    begin = clock.now()
+    call = asyncio.create_task(client(send, shared, link, idempotent=True, hedge=0.02)(request()))
+    for _ in range(200):
+        await clock.advance(0.01)
+    assert call.result() is not None
+    assert shared.statistics == CallStatistics()
+    assert len(sent) == 1 or where == "who lost it too"
+    if where == "bulkhead":
+        await holding
+
+
+async def test_how_long_calls_take_belongs_to_the_target_whatever_a_calls_own_policy(clock):
+    shared = Shared(RetryBudget(0.2, 10))
+    takes = 0.1
+
+    async def send(_outgoing):
+        await asyncio.sleep(takes)
+        return Response(b"")
+
+    for number in range(20):
+        stack = client(send, shared, idempotent=True, hedge="p95", timeout=2 + number)
+        await until_it_ends(clock, stack(request()), seconds=takes)
+    takes = 1.0
+    await until_it_ends(clock, client(send, shared, idempotent=True, hedge="p95")(request()))
+    assert shared.statistics.hedges == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_kept"),
+    [({}, False), ({"hedge": 0.1}, False), ({"hedge": "p95"}, True)],
+)
+async def test_how_long_calls_take_is_kept_only_for_who_wants_it(policy, is_kept):
+    shared = Shared(RetryBudget(0.2, 10))
+    await client(answer, shared, idempotent=True, **policy)(request())
+    assert isinstance(shared.latency, Latency) == is_kept
 
 
 async def test_waiting_for_the_connection_counts_against_the_whole_call_and_no_attempt(clock):

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
+import typing
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
@@ -18,6 +20,7 @@ from meshkit import (
     ConnectionLost,
     Context,
     DeadlineExceeded,
+    DeclarationError,
     InternalError,
     MeshError,
     NoResponders,
@@ -308,6 +311,18 @@ async def test_two_cannot_read_one_stream(log, reader):
     assert (await first).number == 2
 
 
+async def test_closing_it_while_another_task_reads_does_not_look_like_its_end(log, reader):
+    log.gate.clear()
+    stream = reader.stream(log.tail, Query(2))
+    reading = asyncio.create_task(numbers(stream))
+    await until(lambda: log.sent == 1 and stream._arrivals and stream._arrivals._taken)
+    await stream.aclose()
+    for read in (reading, anext(stream)):
+        with pytest.raises(Cancelled, match="the stream was closed while it was read"):
+            await read
+    await until(lambda: log.is_stopped)
+
+
 async def test_closing_it_while_it_opens(log, reader):
     log.gate.clear()
     service = Service("slow")
@@ -327,7 +342,8 @@ async def test_closing_it_while_it_opens(log, reader):
         await until(lambda: log_of(reader))
         await stream.aclose()
         log.gate.set()
-        assert await reading == "the end"
+        with pytest.raises(Cancelled, match="closed while it was read"):
+            await reading
         await until(lambda: log.ended == ["slow"])
 
 
@@ -476,6 +492,30 @@ async def test_a_slow_reader_holds_the_producer_back(log, reader):
         assert log.sent <= taken + 64 + 1
         assert len(stream._arrivals._items) <= 64
     await until(lambda: log.sent >= 199 + 32)
+
+
+@pytest.mark.parametrize(("size", "most"), [(200_000, 5), (1_000_000, 2)])
+async def test_large_items_are_held_back_before_they_are_many(mesh, reader, size, most):
+    service = Service("log")
+    sent = 0
+
+    @service.endpoint()
+    async def large() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for sent in range(1, 31):
+            yield bytes([sent]) * size
+
+    async with mesh.serve(service):
+        stream = reader.stream(large)
+        read = [(await anext(stream))[0]]
+        await until(lambda: len(stream._arrivals._items) == most)
+        await mesh.services()
+        # One more has been made, and waits.
+        assert sent == 1 + most + 1
+        async for item in stream:
+            read.append(item[0])
+            assert (len(stream._arrivals._items) - 1) * size < 1024 * 1024
+    assert read == list(range(1, 31))
 
 
 async def test_a_generator_that_waits_for_nothing_leaves_room_for_others(mesh, nats_server):
@@ -687,6 +727,62 @@ async def test_neither_is_read_as_the_other(log, mesh, reader):
 async def test_what_is_wrong_is_said_at_once(log, mesh, wrong):
     with pytest.raises(ValueError, match=r"timeout is seconds|line break"):
         mesh.stream(log.tail, Query(), **wrong)
+
+
+async def test_each_timeout_is_named(mesh):
+    with pytest.raises(ValueError, match=r"^message_timeout is seconds above 0.*'1y'"):
+        mesh.stream("log.tail", message_timeout="1y")
+    with pytest.raises(ValueError, match=r"^timeout is seconds"):
+        mesh.stream("log.tail", timeout="1y")
+
+
+async def test_what_is_not_even_json_is_said_so(mesh):
+    service = Service("log")
+
+    @service.endpoint()
+    async def tail() -> AsyncIterator[bytes]:
+        yield b"plain text"
+
+    async with mesh.serve(service):
+        with pytest.raises(BadReply, match=r"the reply is not application/json: .*returns=bytes"):
+            await anext(mesh.stream("log.tail"))
+
+
+@pytest.mark.parametrize("annotation", [typing.AsyncIterator, AsyncIterator, typing.AsyncGenerator])
+def test_what_it_yields_has_to_be_said(annotation):
+    async def tail() -> annotation:
+        yield 1
+
+    with pytest.raises(DeclarationError, match=r"tail\(\).* yields, but .* write `-> AsyncIterator\[T\]`"):
+        Service("log").endpoint()(tail)
+
+
+async def test_what_a_decorator_made_one_reply_of_is_no_stream(mesh):
+    def collected(function):
+        @functools.wraps(function)
+        async def inner() -> list[int]:
+            return [number async for number in function()]
+
+        inner.__annotations__ = {"return": list[int]}
+        return inner
+
+    def logged(function):
+        @functools.wraps(function)
+        def inner():
+            return function()
+
+        return inner
+
+    async def tail() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    service = Service("log")
+    at_once = service.endpoint("log.once")(logged(collected(tail)))
+    one_by_one = service.endpoint("log.each")(logged(tail))
+    async with mesh.serve(service):
+        assert await mesh.call(at_once) == [1, 2]
+        assert [number async for number in mesh.stream(one_by_one)] == [1, 2]
 
 
 async def test_it_is_announced(log, mesh):

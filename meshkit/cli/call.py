@@ -9,7 +9,7 @@ import msgspec
 
 from meshkit.cli.output import nats_option, print_json
 from meshkit.connecting import connect
-from meshkit.errors import BadReply
+from meshkit.errors import BadReply, MeshError
 from meshkit.headers import check as check_headers
 from meshkit.knobs import seconds
 from meshkit.launcher.config import policies_here
@@ -38,7 +38,8 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "--timeout",
     metavar="DURATION",
     callback=_seconds,
-    help="How long the reply or an item may take, in seconds or as 250ms.  [default: meshkit.toml's, else 5]",
+    help="How long the reply or an item may take, in seconds or as 250ms.  "
+    "[default: meshkit.toml's, else what the service announces, else 5]",
 )
 @click.option("--stream", is_flag=True, help="Read a stream: print its items as they come.")
 @click.option("--raw", is_flag=True, help="Send and print bytes as they are, JSON or not.")
@@ -56,7 +57,7 @@ def call(
     """Call the endpoint on SUBJECT and print its reply.
 
     JSON is the message; `-` reads it from standard input. If there is a meshkit.toml in the current folder,
-    its [call] tables hold.
+    its [call] tables hold. Without --timeout it first asks what the service announces of such calls.
 
     \b
       meshkit call hotel.rooms.book '{"room": 12, "guest": "Ann"}'
@@ -72,6 +73,10 @@ def call(
 
     async def run() -> None:
         async with connect(nats, name="meshkit", policies=policies_here()) as mesh:
+            if timeout is None:
+                # A first call otherwise goes by the defaults. Without that, as where it is not allowed.
+                with contextlib.suppress(MeshError):
+                    await mesh.directory.learn()
             if stream:
                 items = mesh.stream(subject, payload, returns=bytes, message_timeout=timeout, headers=given)
                 async for item in items:

@@ -8,7 +8,7 @@ from meshkit.cli.discover import ask, id_argument, name_argument
 from meshkit.cli.output import json_option, nats_option, print_json, table
 from meshkit.cli.shape import shape
 from meshkit.discovery import registry
-from meshkit.discovery.description import DECLARED_SUBJECT, REPLY_SCHEMA, REQUEST_SCHEMA
+from meshkit.discovery.protocol import DECLARED_SUBJECT, REPLY_SCHEMA, REQUEST_SCHEMA
 from meshkit.discovery.registry import DiscoveredEndpoint, DiscoveredInstance, DiscoveredService
 
 _SCHEMAS = {REQUEST_SCHEMA: "request", REPLY_SCHEMA: "reply"}

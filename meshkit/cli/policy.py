@@ -13,7 +13,7 @@ from meshkit.discovery.directory import Directory
 from meshkit.errors import MeshError
 from meshkit.launcher.config import FILE, policies_here
 from meshkit.policies import Source, load, put_together
-from meshkit.policy import CALL_DEFAULTS, CallPolicy, ServePolicy, in_words
+from meshkit.policy import CALL_DEFAULTS, SHARED, CallPolicy, ServePolicy, in_words
 from meshkit.subject import check
 from meshkit.transport import Transport
 
@@ -54,7 +54,8 @@ def show(subject: str, *, file: str | None, nats: str | None, as_json: bool) -> 
         raise click.UsageError(str(error)) from None
     policies = policies_here() if file is None else load(Path(file))
     target, announced = _announced(nats, subject)
-    call = _fields([Source(CALL_DEFAULTS, _DEFAULT), *announced, *policies.for_call(subject)])
+    said = [Source(CALL_DEFAULTS, _DEFAULT), *announced]
+    call = _fields([*said, *policies.for_call(subject)], [*said, *policies.for_call(target)])
     serve = _fields(policies.for_endpoint(target))
     if as_json:
         print_json({"subject": subject, "target": target, "call": call, "serve": serve})
@@ -83,10 +84,17 @@ def _announced(nats: str | None, subject: str) -> tuple[str, list[Source]]:
         return subject, []
 
 
-def _fields(sources: Sequence[Source]) -> dict[str, _Field]:
-    """What is said of each field, what is nothing but a default last."""
+def _fields(sources: Sequence[Source], of_target: Sequence[Source] = ()) -> dict[str, _Field]:
+    """What is said of each field, what is nothing but a default last.
+
+    Args:
+        sources: Who says something of the subject.
+        of_target: Who says something of all subjects of its target, which share some of it.
+    """
     effective, stands = put_together(sources)
     fields = {name: _Field(value, stands[name]) for name, value in vars(effective).items()}
+    shared, stands = put_together(of_target)
+    fields |= {name: _Field(value, stands[name]) for name, value in vars(shared).items() if name in SHARED}
     return dict(sorted(fields.items(), key=lambda item: item[1].source == _DEFAULT))
 
 

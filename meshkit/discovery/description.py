@@ -6,23 +6,25 @@ from typing import Any
 
 import msgspec
 
-from meshkit.discovery.directory import POLICY
-from meshkit.discovery.protocol import EndpointInfo, EndpointStats, InfoResponse, StatsResponse
+from meshkit.discovery.protocol import (
+    DECLARED_SUBJECT,
+    DESCRIPTION,
+    IDEMPOTENT,
+    POLICY,
+    REPLY_SCHEMA,
+    REQUEST_SCHEMA,
+    STREAM,
+    TIMEOUT,
+    EndpointInfo,
+    EndpointStats,
+    InfoResponse,
+    StatsResponse,
+)
 from meshkit.layers.statistics import Statistics
 from meshkit.policies import put_together
 from meshkit.service import Endpoint, Service
 
 log = logging.getLogger("meshkit.discovery")
-
-# Keys that meshkit adds to an endpoint's metadata, beside those of the declaration.
-DECLARED_SUBJECT = "subject"
-DESCRIPTION = "description"
-REQUEST_SCHEMA = "request_schema"
-REPLY_SCHEMA = "reply_schema"
-TIMEOUT = "timeout"
-IDEMPOTENT = "idempotent"
-# The reply schema is then that of one item.
-STREAM = "stream"
 
 
 def describe(service: Service, instance_id: str, max_payload: int) -> InfoResponse:
@@ -71,13 +73,20 @@ def announce(service: Service, instance_id: str) -> InfoResponse:
             EndpointInfo(
                 name=endpoint.name,
                 subject=endpoint.pattern.wire,
-                metadata={
-                    key: value for key, value in _metadata(endpoint, schemas=False).items() if key == POLICY
-                },
+                metadata=_policy(_told(endpoint)),
             )
             for endpoint in service.endpoints
         ),
     )
+
+
+def _told(endpoint: Endpoint[..., Any, Any]) -> dict[str, Any]:
+    """What callers are told to do, field by field."""
+    return vars(put_together(endpoint.call_policies)[0])
+
+
+def _policy(told: dict[str, Any]) -> dict[str, str]:
+    return {POLICY: msgspec.json.encode(told).decode()} if told else {}
 
 
 def _metadata(endpoint: Endpoint[..., Any, Any], *, schemas: bool) -> dict[str, str]:
@@ -86,12 +95,11 @@ def _metadata(endpoint: Endpoint[..., Any, Any], *, schemas: bool) -> dict[str, 
         metadata[DESCRIPTION] = documentation.splitlines()[0]
     if endpoint.subject != endpoint.pattern.wire:
         metadata[DECLARED_SUBJECT] = endpoint.subject
-    policy, _ = put_together(endpoint.call_policies)
-    if said := vars(policy):
-        metadata[POLICY] = msgspec.json.encode(said).decode()
-    if "timeout" in said:
-        metadata[TIMEOUT] = f"{policy.timeout:g}"
-    if said.get("idempotent"):
+    told = _told(endpoint)
+    metadata |= _policy(told)
+    if "timeout" in told:
+        metadata[TIMEOUT] = f"{told['timeout']:g}"
+    if told.get("idempotent"):
         metadata[IDEMPOTENT] = "true"
     if endpoint.is_stream:
         metadata[STREAM] = "true"

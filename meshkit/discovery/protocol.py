@@ -25,6 +25,21 @@ VERSION = re.compile(
 )
 """Versions: the expression that https://semver.org suggests."""
 
+# What meshkit writes into an endpoint's metadata, beside what is declared.
+DESCRIPTION = "description"
+DECLARED_SUBJECT = "subject"
+POLICY = "policy"
+"""What callers are told to do, as JSON."""
+TIMEOUT = "timeout"
+IDEMPOTENT = "idempotent"
+STREAM = "stream"
+"""Whether it yields; the reply schema is then that of one item."""
+REQUEST_SCHEMA = "request_schema"
+REPLY_SCHEMA = "reply_schema"
+ENDPOINT_KEYS = frozenset(
+    {DESCRIPTION, DECLARED_SUBJECT, POLICY, TIMEOUT, IDEMPOTENT, STREAM, REQUEST_SCHEMA, REPLY_SCHEMA}
+)
+
 VERBS = ("PING", "INFO", "STATS")
 
 # Checked in what others send: these are asked for by name, as tokens of subjects.

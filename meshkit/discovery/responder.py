@@ -43,7 +43,9 @@ class Responder:
     ) -> None:
         self._transport = transport
         self._describe = describe
-        self._announcement = announce
+        self._announce = announce
+        # Where, and what.
+        self._announcement: tuple[str, bytes] | None = None
         self._stats = stats
         self._checks = checks or {}
         self._subscriptions: list[Subscription] = []
@@ -62,15 +64,21 @@ class Responder:
             for scope in ("", f".{info.name}", f".{info.name}.{info.id}"):
                 on_request = partial(self._on_request, answer)
                 self._subscriptions.append(await self._transport.subscribe(subject + scope, on_request))
+        announcement = msgspec.json.encode(self._announce())
+        if len(announcement) > self._transport.max_payload:
+            log.warning("%s has too many endpoints for one message; policies are not announced", info.name)
+            return
+        self._announcement = f"{ANNOUNCE}.{info.name}.{info.id}", announcement
         # One instance of a service speaks for all.
-        announcement = msgspec.json.encode(self._announcement())
         on_request = partial(self._on_request, partial(_constant, announcement))
-        self._subscriptions.append(await self._transport.subscribe(ANNOUNCE, on_request, info.name))
+        self._subscriptions.append(
+            await self._transport.subscribe(ANNOUNCE, on_request, info.name, optional=True)
+        )
 
-    async def announce(self) -> None:
+    def announce(self) -> None:
         """Tell everybody who has asked before that there is something new."""
-        info = self._announcement()
-        await self._transport.publish(f"{ANNOUNCE}.{info.name}.{info.id}", msgspec.json.encode(info))
+        if self._announcement is not None:
+            self._transport.tell(*self._announcement)
 
     async def stop(self) -> None:
         """Answer what has arrived, and nothing more."""

@@ -10,7 +10,7 @@ from meshkit import policies
 from meshkit.errors import ConfigError
 from meshkit.loop import NAMES, LoopName
 from meshkit.policies import NO_POLICIES, Policies
-from meshkit.policy import ServePolicy
+from meshkit.policy import UNBOUND_SERVICE, ServePolicy
 from meshkit.policy import read as read_policy
 
 FILE = "meshkit.toml"
@@ -64,13 +64,11 @@ class Config(msgspec.Struct, frozen=True):
     policies: Policies = NO_POLICIES
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _File(msgspec.Struct):
     """The file before its tables are looked at, one by one, so that an error can name the table."""
 
     services: dict[str, Any] = {}
     nats: str | None = None
-    call: Any = None
-    serve: Any = None
 
 
 def policies_here() -> Policies:
@@ -108,7 +106,10 @@ def _service(raw: Any, where: str) -> ServiceConfig:
     own = {name: value for name, value in fields.items() if name not in serve}
     said = {name: value for name, value in fields.items() if name in serve}
     table = _convert(own, ServiceTable, where, (*ServiceTable.__struct_fields__, *serve))
-    return ServiceConfig(table, read_policy(ServePolicy, said, where))
+    policy = read_policy(ServePolicy, said, where)
+    if policy.concurrency is None:
+        raise ConfigError(f"{where}, {UNBOUND_SERVICE}")
+    return ServiceConfig(table, policy)
 
 
 def _convert(raw: Any, kind: type[_Table], where: str, fields: Iterable[str]) -> _Table:

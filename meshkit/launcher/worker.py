@@ -8,6 +8,7 @@ import signal
 
 import anyio
 import msgspec
+from msgspec import UNSET
 
 from meshkit import loop
 from meshkit.connecting import connect
@@ -36,9 +37,9 @@ def main() -> None:
 def _override(service: Service, serve: ServePolicy) -> None:
     """What meshkit.toml says wins over what the code declares."""
     service.serve = msgspec.structs.replace(service.serve, **serve.said())
-    # As in code, it is for callers too: what they are told to do.
-    if serve.timeout:
-        service.call = msgspec.structs.replace(service.call, timeout=serve.timeout)
+    # As in code, it is for callers too: what they are told to do. Theirs cannot be none: it is the default.
+    if serve.timeout is not UNSET:
+        service.call = msgspec.structs.replace(service.call, timeout=serve.timeout or UNSET)
 
 
 async def _serve(service: Service, launcher: child.Launcher) -> None:

@@ -24,7 +24,6 @@ _WEIGHT = 1 / 600
 # has begun after that.
 _DIP_AFTER = 50
 _DIP = 3
-_FIRST_DIP = 10
 
 
 class Gradient:
@@ -84,7 +83,7 @@ class Gradient:
 
     def _adapt(self, latency: float) -> None:
         if self._windows < 0:
-            self._windows = _DIP_AFTER - _FIRST_DIP
+            self._windows = 0
             return
         self._usual += (latency - self._usual) * (_WEIGHT if self._usual else 1)
         if self._usual > 2 * latency:

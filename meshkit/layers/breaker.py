@@ -13,7 +13,15 @@ from pybreaker import (
     CircuitBreakerState,
 )
 
-from meshkit.errors import BadReply, CircuitOpen, DeadlineExceeded, ServiceError, Unavailable, shortened
+from meshkit.errors import (
+    BadReply,
+    CircuitOpen,
+    DeadlineExceeded,
+    ServiceError,
+    Unavailable,
+    is_answer,
+    shortened,
+)
 from meshkit.layers.statistics import CallStatistics
 from meshkit.message import Handler, Request, Response
 from meshkit.window import Window
@@ -28,9 +36,9 @@ class Breaker(CircuitBreakerListener):
     takes a call for done when its coroutine is made, a cancelled one for failed, and lets any number probe.
 
     It opens after so many failures in a row, or when too small a share succeeds. When it has been open for a
-    while it lets one call through: if that succeeds the breaker closes, if it fails it opens for twice as
-    long, and if it says nothing of the callee's health the next may try. What became of calls that began
-    before the state last changed is of no interest.
+    while it lets one call through: if that is answered the breaker closes, be it with an error of the
+    handler's own such as 404; if it fails it opens for twice as long, and if it says nothing of the callee's
+    health the next may try. What became of calls that began before the state last changed is of no interest.
 
     Args:
         target: What is called, for texts.
@@ -39,8 +47,8 @@ class Breaker(CircuitBreakerListener):
         calls: Of how many calls at least, within the last `window`.
         window: How far back successes and failures count, in seconds.
         open_first: Seconds that it stays open at first, at most; at least half of that, at random.
-        open_most: What that doubles up to.
-        statistics: Where openings and refused calls are counted.
+        open_most: What that doubles up to, if it is more.
+        statistics: Where openings are counted.
     """
 
     def __init__(
@@ -61,7 +69,7 @@ class Breaker(CircuitBreakerListener):
         self._calls = calls
         self._seconds = window
         self._open_first = open_first
-        self._open_most = open_most
+        self._open_most = max(open_first, open_most)
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
         self._circuit = CircuitBreaker(name=target, listeners=[self])
@@ -120,7 +128,6 @@ class Breaker(CircuitBreakerListener):
             if not self._is_probed:
                 self._is_probed = True
                 return
-        self._statistics.refused += 1
         when = f"it is tried again in {left:.3f} s" if left > 0 else "one call tries it now"
         error = CircuitOpen(f"the circuit breaker is {self.state}: {self._why}; {when}")
         error.retry_after = left if left > 0 else None
@@ -130,6 +137,8 @@ class Breaker(CircuitBreakerListener):
         """Count what failed, and open if it was the one too many."""
         if not _says_unhealthy(error):
             self._is_probed = False
+            if not self._is_closed and is_answer(error):
+                self._circuit.close()
             return
         if not self._is_closed:
             self._open_for = min(2 * self._open_for, self._open_most)

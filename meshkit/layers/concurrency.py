@@ -163,10 +163,12 @@ class Concurrency:
         raise self._refusal()
 
     def _refusal(self) -> Overloaded:
-        return Overloaded(
+        error = Overloaded(
             f"{self.what} runs {self.limit} requests and {self.backlog} wait; "
             "try again, add instances or raise the bound"
         )
+        error.own = True  # as who calls sees it; on the way to somebody else that is lost, as it should be
+        return error
 
 
 def _expire(turn: "asyncio.Future[None]") -> None:

@@ -1,6 +1,7 @@
 """Calls while the connection to NATS is down, or has just come back."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable
 from typing import Protocol
@@ -51,8 +52,8 @@ def connection(link: Link) -> Layer:
                     pause = random.uniform(*_PAUSE)  # noqa: S311 # spreads load
                     if link.is_settled or loop.time() + pause >= deadline:
                         raise
+                request.head, request.deadline, request.sent_at = head, deadline, math.inf
                 await asyncio.sleep(pause)
-                request.head, request.deadline = head, deadline
 
         def call(request: Request) -> Awaitable[Response]:
             return following(request) if link.is_settled else wait(request)

@@ -16,10 +16,12 @@ def carry(following: Handler) -> Handler:
     loop = asyncio.get_running_loop()
 
     def call(request: Request) -> Awaitable[Response]:
-        left = request.deadline - loop.time()
+        now = loop.time()
+        left = request.deadline - now
         if left <= 0:
-            raise _late()
+            raise _late("the deadline passed before the call was sent")
         request.head += _line(math.ceil(left * 1000))
+        request.sent_at = now
         return following(request)
 
     return call
@@ -33,15 +35,15 @@ def carry_whole(following: Handler) -> Handler:
         assert isinstance(request, Opening)
         now = loop.time()
         if request.deadline <= now:
-            raise _late()
+            raise _late("the deadline passed before the call was sent")
         request.head += _line(math.ceil((request.until - now) * 1000))
         return following(request)
 
     return call
 
 
-def _late() -> DeadlineExceeded:
-    error = DeadlineExceeded("the deadline passed before the call was sent")
+def _late(text: str) -> DeadlineExceeded:
+    error = DeadlineExceeded(text)
     error.executed = False
     return error
 
@@ -105,7 +107,7 @@ def enforce(deadlines: Deadlines[Request]) -> Layer:
                 raise Cancelled("the caller was gone when the call's turn came")
             # Not when it arrived: something may have kept the event loop since then.
             if request.deadline <= loop.time():
-                raise DeadlineExceeded("the deadline had passed when the call's turn came")
+                raise _late("the deadline had passed when the call's turn came")
             slot = deadlines.add(request, request.deadline)
             try:
                 return await following(request)

@@ -9,12 +9,13 @@ import msgspec
 
 from meshkit.budget import RetryBudget
 from meshkit.errors import (
+    BadRequest,
     Cancelled,
-    CircuitOpen,
     ConnectionLost,
     DeadlineExceeded,
+    Forbidden,
     MeshError,
-    RateLimited,
+    Unauthorized,
     Unavailable,
 )
 from meshkit.headers import find, line
@@ -55,9 +56,9 @@ def retry(
         delay: The most to wait before the second attempt, in seconds; it doubles with each. The wait is what
             the error says, or random between nothing and that, which is "full jitter":
             https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        delay_most: What it doubles up to.
+        delay_most: What it doubles up to, if it is more.
         budget: How many retries the calls to the target may cause.
-        statistics: Where retries are counted.
+        statistics: Where retries are counted, and calls that the caller's own side refused.
     """
     is_repeatable = functools.partial(_is_repeatable, idempotent, codes)
     controller = _controller(retries, delay, delay_most, is_repeatable, budget, statistics)
@@ -72,12 +73,17 @@ def retry(
                 return await following(request)
             except MeshError as error:
                 if not is_repeatable(error) or is_off(head):
+                    statistics.refused += error.own
                     raise
                 call = _Call(request, head, deadline, following, budget, error)
             try:
                 return await controller(_Call.attempt, call)
-            except MeshError as error:
+            except (MeshError, asyncio.CancelledError) as error:
                 error.__traceback__ = None  # it and tenacity's frames would keep each other likewise
+                if isinstance(error, MeshError):
+                    statistics.refused += error.own
+                    if call.may_be_executed and error.executed is False:
+                        error.executed = None
                 raise
 
         return handle
@@ -86,9 +92,10 @@ def retry(
 
 
 def _is_repeatable(idempotent: bool, codes: Collection[int], error: BaseException) -> bool:
-    if not isinstance(error, MeshError) or isinstance(error, CircuitOpen | Cancelled):
+    # The caller's own bounds would be met by another attempt as well.
+    if not isinstance(error, MeshError) or error.own or isinstance(error, Cancelled):
         return False
-    if error.executed is False and isinstance(error, Unavailable | RateLimited):
+    if error.executed is False and not isinstance(error, BadRequest | Unauthorized | Forbidden):
         return True
     is_unknown = isinstance(error, Unavailable | DeadlineExceeded | ConnectionLost)
     return idempotent and (is_unknown or error.code in codes)
@@ -105,6 +112,7 @@ class _Call(msgspec.Struct):
         budget: What its attempts are taken from.
         failure: Why the first attempt failed, until tenacity knows.
         attempts: How many there have been.
+        may_be_executed: Whether one of them may have been, so that nobody can say that the call was not.
     """
 
     request: Request
@@ -114,12 +122,14 @@ class _Call(msgspec.Struct):
     budget: RetryBudget
     failure: MeshError | None
     attempts: int = 1
+    may_be_executed: bool = False
 
     async def attempt(self) -> Response:
         """What tenacity calls each time."""
         if self.failure is not None:
             # Its first attempt is the one that has been made.
             failure, self.failure = self.failure, None
+            self.may_be_executed = failure.executed is not False
             try:
                 raise failure
             finally:
@@ -133,6 +143,7 @@ class _Call(msgspec.Struct):
             return await self.following(self.request)
         except MeshError as error:
             error.attempt = self.attempts
+            self.may_be_executed |= error.executed is not False
             raise
 
 
@@ -149,7 +160,7 @@ def _controller(
     from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
     loop = asyncio.get_running_loop()
-    jitter = wait_random_exponential(multiplier=delay, max=delay_most)
+    jitter = wait_random_exponential(multiplier=delay, max=max(delay, delay_most))
 
     def wait(state: "RetryCallState") -> float:
         after = _failure(state).retry_after

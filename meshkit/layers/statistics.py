@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from meshkit.errors import MeshError, Overloaded, RateLimited
+from meshkit.errors import MeshError
 from meshkit.message import Handler, Request, Response
 
 
@@ -71,14 +71,13 @@ class CallStatistics(msgspec.Struct):
     fallbacks: int = 0
 
     def refusals(self, following: Handler) -> Handler:
-        """Count what the caller's own rate limit and bulkhead refuse."""
+        """Count what the caller's own side refuses."""
 
         async def handle(request: Request) -> Response:
             try:
                 return await following(request)
-            except (RateLimited, Overloaded) as error:
-                if error.instance is None:  # else it is the callee that refuses
-                    self.refused += 1
+            except MeshError as error:
+                self.refused += error.own
                 raise
 
         return handle

@@ -22,6 +22,10 @@ class Quota(Protocol):
         """
         ...
 
+    def look(self, request: Request) -> None:
+        """Count nothing, but raise what `take` would raise at once, as far as that is known."""
+        ...
+
 
 def quota(limit: RateLimit, what: str, *, transport: Transport | None = None, service: str = "") -> Quota:
     """The quota that keeps a limit.

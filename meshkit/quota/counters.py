@@ -27,13 +27,17 @@ _MARGIN = 10
 _MOST_BYTES = 32 * 1024 * 1024
 
 _NOT_FOUND = 404
-_READABLE = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+_UNREADABLE = re.compile(r"[^\w-]", re.ASCII)
 _LONGEST = 64
 
 
 class _Error(msgspec.Struct):
     code: int = 500
     description: str = ""
+
+
+class _State(msgspec.Struct, frozen=True):
+    last_seq: int = 0
 
 
 class _Answer(msgspec.Struct):
@@ -43,6 +47,8 @@ class _Answer(msgspec.Struct):
     val: int = 0
     seq: int = 0
     ts: datetime | None = None
+    created: datetime | None = None
+    state: _State = _State()
 
 
 class CounterStorage(Storage):
@@ -74,6 +80,9 @@ class CounterStorage(Storage):
         self._ahead = 0.0
         self._known = -math.inf
         self._seq = 0
+        self._created: datetime | None = None
+        # When the counters began, by the server's clock, if others may still have to tell them something.
+        self._began = -math.inf
         self.generation = 0
 
     @property
@@ -91,17 +100,37 @@ class CounterStorage(Storage):
         """When that window ends."""
         return (self.window + 1) * self._seconds - self._ahead
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the counters of this window may lack what was told to others before they were lost."""
+        is_settling = self._transport.is_connected and not self._transport.is_settled
+        return is_settling and self._began > self.window * self._seconds
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look again."""
+        return self._loop.time() - self._known >= _SYNCHRONISED
+
+    def doubt(self) -> None:
+        """Look again at the next `synchronise`: the counters may be others."""
+        self._known = -math.inf
+
     async def synchronise(self) -> None:
-        """Know the server's time, and that there is a stream."""
-        now = self._loop.time()
-        if now - self._known >= _SYNCHRONISED:
+        """Know the server's time, that there is a stream, and whether it is the same as ever."""
+        if self.is_due:
             if self._known > -math.inf:
-                self._known = now  # who comes meanwhile goes on with what was known
+                self._known = self._loop.time()  # who comes meanwhile goes on with what was known
             await self._open()
 
-    async def add(self, key: str, window: int, amount: int) -> int:
-        """Add to the counter of a window; gives what it has then."""
-        subject, head = self._subject(key, window), line("Nats-Incr", f"+{amount}")
+    async def add(self, name: str, window: int, amount: int) -> int:
+        """Add to the counter of a window; gives what it has then.
+
+        Args:
+            name: The counter's: tokens of a subject.
+            window: The window's number.
+            amount: How many.
+        """
+        subject, head = f"{self._prefix}{name}.{window}", line("Nats-Incr", f"+{amount}")
         seq, generation = self._seq, self.generation
         try:
             answer = await self._request(subject, head=head)
@@ -112,14 +141,14 @@ class CounterStorage(Storage):
         if answer.seq > seq:
             self._seq = max(self._seq, answer.seq)
         elif generation == self.generation:
-            self._seq = answer.seq
-            self.generation += 1
+            self._begin_anew(answer.seq)
+            self._created = None  # which the next look tells
         return answer.val
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:  # noqa: ARG002 # windows have one length
         """Add to the counter of this window; gives what it has then."""
         await self.synchronise()
-        return await self.add(key, self.window, amount)
+        return await self.add(token(key), self.window, amount)
 
     async def get(self, key: str) -> int:
         """What the counter of this window has."""
@@ -151,10 +180,10 @@ class CounterStorage(Storage):
         await self._request(self._api("PURGE"), only)
 
     def _subject(self, key: str, window: int) -> str:
-        return f"{self._prefix}{'.'.join(map(_token, key.split('/')))}.{window}"
+        return f"{self._prefix}{token(key)}.{window}"
 
     async def _open(self) -> None:
-        before = self._loop.time()
+        before, seq = self._loop.time(), self._seq
         answer = await self._ask(self._api("INFO"))
         if answer.error and answer.error.code == _NOT_FOUND:
             before = self._loop.time()
@@ -164,6 +193,26 @@ class CounterStorage(Storage):
         now = self._loop.time()
         self._ahead = answer.ts.timestamp() - (before + now) / 2
         self._known = now
+        if answer.created is not None:
+            self._see(answer.created, answer.state.last_seq, seq)
+
+    def _see(self, created: datetime, seq: int, before: int) -> None:
+        """Find out whether the counters are the same as ever.
+
+        A cluster that makes a lost stream anew may keep the time of its creation, hence the sequence as well.
+        """
+        if self._created is None:
+            # The first look; after a reconnect others may have lost what we never had.
+            if not self._transport.is_settled:
+                self._began = max(self._began, created.timestamp())
+        elif created != self._created or seq < before:
+            self._begin_anew(seq)
+        self._created = created
+
+    def _begin_anew(self, seq: int) -> None:
+        self._seq = seq
+        self._began = self._loop.time() + self._ahead
+        self.generation += 1
 
     def _configuration(self) -> dict[str, object]:
         return {
@@ -204,8 +253,16 @@ def _unavailable(answer: _Answer) -> Unavailable:
     return Unavailable(f"JetStream: {answer.error.description if answer.error else 'it tells no time'}")
 
 
-def _token(text: str) -> str:
-    """The text as part of a subject: as it is, or a digest, which no text that stays as it is can equal."""
-    if len(text) <= _LONGEST and _READABLE.fullmatch(text):
-        return text
-    return "=" + hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+def token(text: str) -> str:
+    """A text as one token of a subject, which no other text has.
+
+    What a token had better not hold is written as `=2E`; of what gets long that way there is a digest.
+    """
+    escaped = _UNREADABLE.sub(_escaped, text) or "="
+    if len(escaped) <= _LONGEST:
+        return escaped
+    return "==" + hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"={byte:02X}" for byte in found[0].encode(errors="surrogatepass"))

@@ -9,17 +9,19 @@ import asyncio
 import contextvars
 import logging
 import math
+import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 from limits import RateLimitItem
 
 from meshkit.discovery import registry
-from meshkit.errors import DeadlineExceeded, MeshError, RateLimited
+from meshkit.errors import DeadlineExceeded, MeshError
 from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.quota.counters import CounterStorage
+from meshkit.quota.counters import CounterStorage, token
 from meshkit.quota.keys import key_of
 from meshkit.quota.local import items, refusal
 from meshkit.quota.memory import MOST_KEYS
@@ -34,6 +36,12 @@ _PART_LEFT, _PART_USED, _PART_LOW = 8, 4, 4
 _AWAY = 2.0
 _COUNTED = 10.0
 _LONGEST_WAIT = 5.0
+# Seconds between two looks whether others are back.
+_GLANCE = 0.05
+# How often it is tried to tell new counters what they lack, and of how many keys at a time.
+_TELLINGS, _TOLD_AT_ONCE = 5, 100
+
+T = TypeVar("T")
 
 
 class _Lease(msgspec.Struct):
@@ -49,7 +57,7 @@ class _Lease(msgspec.Struct):
         charged: How many of both the counter knows of.
         low: At how many tokens more are asked for.
         waiting: How many calls wait for tokens.
-        asking: What asks for more.
+        asking: What asks for more, or tells the counter.
     """
 
     window: int
@@ -61,7 +69,7 @@ class _Lease(msgspec.Struct):
     charged: int = 0
     low: int = -1
     waiting: int = 0
-    asking: asyncio.Task[None] | None = None
+    asking: asyncio.Task[bool] | None = None
 
     @property
     def size(self) -> int:
@@ -77,30 +85,34 @@ class _Pool:
         item: The limit.
         what: What is limited.
         transport: Where its counters are.
+
+    Attributes:
+        item: The limit.
+        storage: Its counters.
     """
 
     def __init__(self, item: RateLimitItem, what: str, transport: Transport) -> None:
         self.item = item
-        self._what = what
-        self._storage = CounterStorage(transport, item.get_expiry())
+        self._start, self._end = token(what), item.key_for().replace("/", ".")
+        self.storage = CounterStorage(transport, item.get_expiry())
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
 
     @property
     def window_end(self) -> float:
         """When the window ends that it is now, on the event loop's clock."""
-        return self._storage.window_end
+        return self.storage.window_end
 
     def lease(self, key: str) -> _Lease:
         """What there is of a key in the window that it is now."""
         lease = self._leases.get(key)
-        window = self._storage.window
+        window = self.storage.window
         if lease is None or lease.window != window:
             lease = self._renew(key, window, lease)
         return lease
 
     def _renew(self, key: str, window: int, old: _Lease | None) -> _Lease:
         before = old.admitted if old and old.window == window - 1 else 0
-        lease = self._leases[key] = _Lease(window, self.item.amount, self._storage.generation, before)
+        lease = self._leases[key] = _Lease(window, self.item.amount, self.storage.generation, before)
         self._leases.move_to_end(key)
         # Idle keys, two for each that comes or goes on.
         for _ in range(2):
@@ -110,18 +122,49 @@ class _Pool:
             del self._leases[oldest]
         return lease
 
+    async def untold(self) -> list[str]:
+        """The keys of which a counter that has begun anew does not know yet what was let through here.
+
+        Raises:
+            MeshError: JetStream does not do it.
+        """
+        await self.storage.synchronise()
+        window, generation = self.storage.window, self.storage.generation
+        return [
+            key
+            for key, lease in self._leases.items()
+            if lease.window == window and lease.generation != generation and lease.admitted + lease.tokens
+        ]
+
+    async def tell(self, key: str) -> None:
+        """Tell a counter that has begun anew what was let through here.
+
+        Raises:
+            MeshError: JetStream does not do it.
+        """
+        storage = self.storage
+        await storage.synchronise()
+        lease = self.lease(key)
+        if lease.generation != storage.generation:
+            owed = lease.admitted + lease.tokens
+            value = await storage.add(self._name(key), lease.window, owed) if owed else 0
+            lease.generation, lease.charged = storage.generation, owed
+            lease.left = min(lease.left, self.item.amount - value)
+
     async def fetch(self, key: str) -> None:
         """Get tokens, if there are any left.
 
         Raises:
             MeshError: JetStream does not do it.
         """
-        storage, amount = self._storage, self.item.amount
-        await storage.synchronise()
+        storage, amount = self.storage, self.item.amount
+        await self.tell(key)
+        while storage.is_incomplete:  # noqa: ASYNC110 # others come back, or a window begins, without a word
+            await asyncio.sleep(_GLANCE)
         lease = self.lease(key)
         size = lease.size
         owed = max(0, lease.admitted + lease.tokens - lease.charged)
-        value = await storage.add(self.item.key_for(self._what, key), lease.window, owed + size)
+        value = await storage.add(self._name(key), lease.window, owed + size)
         if lease.generation != storage.generation:
             # The counter has begun anew: it knows of these, and is told of the rest before it gives any.
             lease.generation, lease.charged = storage.generation, owed + size
@@ -133,6 +176,9 @@ class _Pool:
         lease.tokens += granted
         lease.charged += owed + granted
         lease.low = granted // _PART_LOW or -1
+
+    def _name(self, key: str) -> str:
+        return f"{self._start}.{token(key)}.{self._end}"
 
 
 class LeasedQuota:
@@ -159,6 +205,11 @@ class LeasedQuota:
         self._instances = 0  # as long as it is not known
         self._counted = -math.inf
         self._counting: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._generations = self._seen()
+        # Quotas come and go on a connection.
+        on_reconnect = weakref.WeakMethod(self._on_reconnect)
+        transport.on_reconnect(lambda: (method := on_reconnect()) and method())
 
     def take(self, request: Request) -> Awaitable[None] | None:
         """Count a request; None, or what to wait for if there are no tokens here.
@@ -173,6 +224,12 @@ class LeasedQuota:
         lacking = self._admit(key)
         return self._wait(request, key, lacking) if lacking else None
 
+    def look(self, request: Request) -> None:
+        """Raise what `take` would raise without asking; counts nothing."""
+        key = self._key(request)
+        for pool in self._pools:
+            self._check(pool, pool.lease(key), key)
+
     def _admit(self, key: str) -> list[_Pool]:
         """Let a call through; or else the limits that it has to wait for, and is not counted by any."""
         found: list[tuple[_Pool, _Lease]] = []
@@ -182,10 +239,8 @@ class LeasedQuota:
             found.append((pool, lease))
             if lease.tokens:
                 continue
-            is_alone = self._is_away and self._instances > 0
-            if lease.left <= 0 or (is_alone and lease.admitted >= self._share(pool)):
-                raise self._refusal(pool)
-            if not is_alone:
+            self._check(pool, lease, key)
+            if not self._is_alone:
                 lacking.append(pool)
         if not lacking:
             for pool, lease in found:
@@ -195,12 +250,23 @@ class LeasedQuota:
                     self._ask(pool, key)
         return lacking
 
+    @property
+    def _is_alone(self) -> bool:
+        return self._is_away and self._instances > 0
+
+    def _check(self, pool: _Pool, lease: _Lease, key: str) -> None:
+        if lease.tokens:
+            return
+        is_over = lease.left <= 0
+        if is_over and pool.storage.is_due and not self._is_away:
+            # Who has nothing to ask for has something to tell, if the counter has been lost.
+            self._begin(pool, key, pool.tell)
+        if is_over or (self._is_alone and lease.admitted >= self._share(pool)):
+            raise refusal(self._what, pool.item, self._by, pool.window_end - self._loop.time())
+
     def _share(self, pool: _Pool) -> int:
         """How many each instance lets through by itself. None at all would be worse than one too many."""
         return max(1, pool.item.amount // self._instances)
-
-    def _refusal(self, pool: _Pool) -> RateLimited:
-        return refusal(self._what, pool.item, self._by, pool.window_end - self._loop.time())
 
     async def _wait(self, request: Request, key: str, lacking: list[_Pool]) -> None:
         while lacking:
@@ -220,32 +286,73 @@ class LeasedQuota:
                     lease.waiting -= 1
             lacking = self._admit(key)
 
-    def _ask(self, pool: _Pool, key: str) -> asyncio.Task[None]:
+    def _ask(self, pool: _Pool, key: str) -> asyncio.Task[Any]:
         """What gets tokens; the same for all who wait for it."""
-        if self._counting is not None:
-            return self._counting
+        return self._counting or self._begin(pool, key, pool.fetch)
+
+    def _begin(self, pool: _Pool, key: str, work: Callable[[str], Awaitable[None]]) -> asyncio.Task[bool]:
+        """Begin to ask for tokens, or to tell: one of it at a time for each lease."""
         lease = pool.lease(key)
         if lease.asking is None:
-            lease.asking = self._start(self._fetch(pool, key, lease))
+            lease.asking = self._start(self._do(work, key, lease))
         return lease.asking
 
-    async def _fetch(self, pool: _Pool, key: str, asked: _Lease) -> None:
+    async def _do(self, work: Callable[[str], Awaitable[None]], key: str, asked: _Lease) -> bool:
         try:
-            await pool.fetch(key)
+            await work(key)
         except MeshError as error:
             self._fall_back(error)
+            return False
         finally:
             asked.asking = None
+        if self._seen() != self._generations:
+            self._tell()
+        return True
 
     async def _return(self, key: str) -> None:
-        try:
-            for pool in self._pools:
-                await pool.fetch(key)
-        except MeshError as error:
-            self._fall_back(error)
-        else:
+        for pool in self._pools:
+            if not await self._begin(pool, key, pool.fetch):
+                return
+        self._come_back()
+
+    def _come_back(self) -> None:
+        if self._is_away:
             self._is_away = False
             log.info("the rate limit of %s is shared by all instances again", self._what)
+
+    # Counters that were lost
+
+    def _seen(self) -> list[int]:
+        return [pool.storage.generation for pool in self._pools]
+
+    def _on_reconnect(self) -> None:
+        """The server may have restarted. Its counters must know what was let through before others ask."""
+        for pool in self._pools:
+            pool.storage.doubt()
+        self._retry_at, self._instances, self._counted = 0.0, 0, -math.inf
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the counters that have begun anew, in the background."""
+        self._generations = self._seen()
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = self._start(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        for _ in range(_TELLINGS):
+            try:
+                for pool in self._pools:
+                    keys = await pool.untold()
+                    for at in range(0, len(keys), _TOLD_AT_ONCE):
+                        some = keys[at : at + _TOLD_AT_ONCE]
+                        await asyncio.wait([self._begin(pool, key, pool.tell) for key in some])
+                if not any([await pool.untold() for pool in self._pools]):
+                    self._come_back()
+                    return
+            except MeshError as error:
+                self._fall_back(error)
+            await asyncio.sleep(_AWAY)
 
     def _fall_back(self, error: MeshError) -> None:
         now = self._loop.time()
@@ -270,6 +377,6 @@ class LeasedQuota:
             self._counted = self._loop.time()
             self._counting = None
 
-    def _start(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _start(self, coroutine: Coroutine[None, None, T]) -> asyncio.Task[T]:
         # In a context of its own: it asks for all who wait, and outlives the request that began it.
         return self._loop.create_task(coroutine, context=contextvars.Context())

@@ -74,12 +74,18 @@ class LocalQuota:
         limiters = self._limiters
         if len(limiters) > 1:
             # Nothing else runs between looking and counting.
-            full = [(limiter, item) for limiter, item in limiters if not limiter.test(item, key)]
-            if full:
-                raise self._refusal(full, key)
+            self._look(key)
         for limiter, item in limiters:
             if not limiter.hit(item, key):
                 raise self._refusal(limiters, key)
+
+    def look(self, request: Request) -> None:
+        """Raise what `take` would raise; counts nothing."""
+        self._look(self._key(request))
+
+    def _look(self, key: str) -> None:
+        if full := [(limiter, item) for limiter, item in self._limiters if not limiter.test(item, key)]:
+            raise self._refusal(full, key)
 
     def _refusal(self, full: list[tuple[RateLimiter, RateLimitItem]], key: str) -> RateLimited:
         reset, item = max((limiter.get_window_stats(item, key).reset_time, item) for limiter, item in full)
@@ -105,4 +111,5 @@ def refusal(what: str, item: RateLimitItem, by: str, wait: float) -> RateLimited
     each = f" for each {by.replace(':', ' ')}" if by else ""
     error = RateLimited(f"the rate limit of {what} is reached: {item.amount} per {period}{each}")
     error.retry_after = wait
+    error.own = True  # as who calls sees it; on the way to somebody else that is lost, as it should be
     return error

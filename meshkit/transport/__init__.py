@@ -9,6 +9,11 @@ from meshkit.headers import parse
 
 # Before the subject of a call: tells its callee that nobody waits any more. The payload is the reply subject.
 CANCEL = "_MESH.cancel."
+# How reply subjects begin. An answer may name one for its answer: on others nothing is said, else whoever is
+# called could have its caller publish what it may not itself.
+INBOX = "_INBOX."
+# Head of a message by which a producer asks whether its reader is still there. Readers pass over it.
+PROBE = b"\r\nMesh-Seq: 0"
 
 
 class Message(msgspec.Struct, gc=False):
@@ -84,6 +89,10 @@ class Transport(Protocol):
         """
         ...
 
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Have something called after each time that the connection was lost and is back."""
+        ...
+
     @property
     def server_url(self) -> str:
         """The server that the connection is, or was last, connected to; without credentials."""
@@ -102,8 +111,7 @@ class Transport(Protocol):
     async def request(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Message:
         """Send a message and wait for the first answer.
 
-        If the task that waits is cancelled, or no answer comes in time, the callee is told, on `CANCEL` and
-        the subject. Nobody else's services are: not those on subjects that begin with `$` or `_`.
+        If the task that waits is cancelled, or no answer comes in time, the callee is told, as by `abandon`.
 
         Raises:
             BadRequest: The message is larger than the server takes; nothing was sent.
@@ -159,12 +167,23 @@ class Transport(Protocol):
         """
         ...
 
-    def tell(self, subject: str, payload: bytes) -> None:
+    def tell(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send a small message and wait for nothing. Without a connection it may be lost."""
         ...
 
+    def abandon(self, subject: str, reply: str) -> None:
+        """Tell whoever answers a call that nobody waits any more; if there is no connection, when it is back.
+
+        Nobody else's services are told: not those on subjects that begin with `$` or `_`.
+
+        Args:
+            subject: What was called.
+            reply: The call's reply subject.
+        """
+        ...
+
     async def subscribe(
-        self, subject: str, callback: Callable[[Message], None], queue: str = ""
+        self, subject: str, callback: Callable[[Message], None], queue: str = "", *, optional: bool = False
     ) -> Subscription:
         """Have messages handed to a callback, which must neither block nor raise.
 
@@ -172,6 +191,7 @@ class Transport(Protocol):
             subject: A subject, wildcards allowed.
             callback: Called in the event loop, once for each message, in order of arrival.
             queue: Members of the same queue group share the messages; empty for all of them.
+            optional: Whether it does not matter if the connection's user may not subscribe to it.
         """
         ...
 
@@ -186,5 +206,8 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Send what is to be sent and end the connection, within a few seconds whatever the server does."""
+        """Send what is to be sent and end the connection, within a few seconds whatever the server does.
+
+        Who still waits for an answer gets ConnectionLost, and the callees are told.
+        """
         ...

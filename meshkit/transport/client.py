@@ -55,6 +55,8 @@ class GuardedClient(Client):
         self._waiting = waiting
         self._tls_required = tls
         self._on_lost = on_lost
+        # Whether the server has said that it is about to end.
+        self.is_lame = False
         # Done as soon as the connection is known to be broken; another one when it has been mended.
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -97,13 +99,13 @@ class GuardedClient(Client):
         self._server_pool = [*random.sample(others, len(others)), own]
         return bool(others)
 
-    async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await something that nats-py would go on waiting for after a disconnect.
+    async def unless_lost(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+        """Await something that nats-py would go on waiting for after a disconnect; then it is cancelled.
 
         Raises:
             ConnectionLost: The connection broke meanwhile.
         """
-        task = asyncio.create_task(work)
+        task = asyncio.ensure_future(work)
         tasks: set[asyncio.Future[Any]] = {task, self.lost}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -229,6 +231,7 @@ class GuardedClient(Client):
             if task is not None:
                 task.cancel()
         await super()._process_connect_init()
+        self.is_lame = False
         if self.lost.done():
             self.lost = asyncio.get_running_loop().create_future()
         # What was sent in between: subscriptions are replayed from the list of them.

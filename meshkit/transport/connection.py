@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -68,6 +68,9 @@ class Connection:
         # Bytes of payload and head that need no further look; less than none while there is no connection.
         self._room = -1
         self._denied: set[str] = set()
+        # Subjects of what may be denied, as the server writes them.
+        self._optional: set[str] = set()
+        self._on_reconnect: list[Callable[[], None]] = []
         self._dropped = 0
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
         self._reconnects = 0
@@ -100,13 +103,12 @@ class Connection:
                 raise self._unreachable(attempt, timeout)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                attempt.cancel()
-                await asyncio.gather(attempt, return_exceptions=True)
+                await _end(attempt)
                 await self.close()
             raise
         self._is_new = False
         self._open()
-        self._settle()
+        self.is_settled = self._up.is_set()
 
     def _new_client(self) -> GuardedClient:
         def on_lost() -> None:
@@ -143,7 +145,7 @@ class Connection:
             self._room = self.max_payload - headers.FRAME
 
     def _settle(self) -> None:
-        self.is_settled = self._up.is_set()
+        self.is_settled = True
 
     def _unreachable(self, attempt: "asyncio.Task[None]", timeout: float) -> Disconnected:
         servers = ", ".join(map(redacted, self._options.urls))
@@ -181,6 +183,8 @@ class Connection:
         self._open()
         self._settling = self._loop.call_later(_SETTLED_AFTER, self._settle)
         log.info("connected to NATS again at %s", self.server_url)
+        for callback in self._on_reconnect:
+            callback()
 
     async def _on_error(self, client: GuardedClient, error: Exception) -> None:
         """Take nats-py's reports; it calls this in its read loop, which an exception here would end."""
@@ -188,8 +192,13 @@ class Connection:
         level = logging.WARNING
         if "permissions violation for publish" in text:
             self._fail_denied(text)
+            if '"_mesh.' in text:
+                level = logging.DEBUG  # what is said there makes things better, and nobody depends on it
         elif "permissions violation for subscription" in text:
-            self._denied.add(text)
+            if any(subject in text for subject in self._optional):
+                level = logging.DEBUG
+            else:
+                self._denied.add(text)
         elif isinstance(error, nats_errors.SlowConsumerError):
             self._dropped += 1
             text = f"{self._dropped} messages dropped so far, which came faster than they can be taken in"
@@ -209,6 +218,10 @@ class Connection:
             level = logging.DEBUG
         log.log(level, "NATS at %s: %s", self.server_url, text)
 
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Have something called after each time that the connection was lost and is back."""
+        self._on_reconnect.append(callback)
+
     # Losing the connection
 
     def _fail_all(self) -> None:
@@ -224,26 +237,34 @@ class Connection:
         self._waiting.clear()
 
     def _fail_denied(self, text: str) -> None:
+        # The server quotes the subject, which may hold quotes; nats-py lower-cases what the server said.
+        denied = text.partition("permissions violation for publish to ")[2]
         for subject, answer in list(self._waiting.values()):
-            # nats-py lower-cases what the server said.
-            if f'"{subject.lower()}"' in text and not answer.done():
+            quoted = subject.replace("\\", "\\\\").replace('"', '\\"').lower()
+            if denied.startswith(f'"{quoted}"') and not answer.done():
                 answer.set_exception(Forbidden(f"this connection's user may not publish to {subject!r}"))
 
     # Moving
 
     async def _on_lame_duck(self, client: GuardedClient) -> None:
         """The server is about to end; nats-py calls this in its read loop."""
+        client.is_lame = True
         if client is self._client and not self._closed and (self._moving is None or self._moving.done()):
-            self._moving = self._loop.create_task(self._move())
+            self._moving = self._loop.create_task(self._move_on())
 
-    async def _move(self) -> None:
-        """Go to another server of the cluster, if there is one, before this one cuts the connection."""
+    async def _move_on(self) -> None:
+        await asyncio.sleep(random.uniform(0, _LEAVING))  # noqa: S311 # spreads load
+        while self._client.is_lame and await self._move():
+            pass
+
+    async def _move(self) -> bool:
+        """Go to another server of the cluster before this one cuts the connection; False if there is none."""
         old, new = self._client, self._new_client()
         if not new.learn_servers(old):
-            return
+            return False
+        attempt = self._loop.create_task(self._dial(new, []))
         try:
-            await old.unless_lost(asyncio.sleep(random.uniform(0, _LEAVING)))  # noqa: S311 # spreads load
-            await old.unless_lost(self._dial(new, []))
+            await old.unless_lost(attempt)
             self._steady.clear()
             await self._hand_over(old, new, [Crossing(interest, new) for interest in self._interests])
         except (MeshError, nats_errors.Error, OSError) as error:
@@ -251,7 +272,9 @@ class Connection:
         finally:
             self._steady.set()
             with anyio.CancelScope(shield=True):
+                await _end(attempt)
                 await (new if self._client is old else old).close()
+        return self._client is new
 
     async def _hand_over(self, old: GuardedClient, new: GuardedClient, crossings: list[Crossing]) -> None:
         try:
@@ -268,15 +291,17 @@ class Connection:
         with contextlib.suppress(MeshError, nats_errors.Error):
             await old.unless_lost(old.flush(_BARRIER))
         self._client = new
-        old.options["allow_reconnect"] = False
         for crossing in crossings:
             crossing.cross()
         self._open()
         log.info("moved to NATS at %s", self.server_url)
         try:
-            with contextlib.suppress(ConnectionLost):
+            with contextlib.suppress(ConnectionLost, TimeoutError):
                 await old.unless_lost(asyncio.sleep(_KNOWN_AFTER))
-                await asyncio.gather(*(crossing.drain() for crossing in crossings), return_exceptions=True)
+                async with asyncio.timeout(_CLOSE_PATIENCE):
+                    await asyncio.gather(
+                        *(crossing.drain() for crossing in crossings), return_exceptions=True
+                    )
         finally:
             for crossing in crossings:
                 crossing.release()
@@ -313,10 +338,11 @@ class Connection:
             log.warning("closed without the server's word that it has everything (%r)", error)
         finally:
             self._closed = True
-            if self._moving is not None:
-                self._moving.cancel()
             self._fail_all()
             self._up.set()  # for who waits for it, and is told
+            if self._moving is not None:
+                self._moving.cancel()
+                await asyncio.gather(self._moving, return_exceptions=True)
             await self._client.close()
 
     # About the connection
@@ -342,6 +368,13 @@ class Connection:
     def max_payload(self) -> int:
         """The largest message that server takes, headers included, in bytes."""
         return self._client.max_payload
+
+
+async def _end(attempt: "asyncio.Task[None]") -> None:
+    # Until Python 3.12 asyncio.wait_for passes over a cancellation if a connection is refused at that moment.
+    while not attempt.done():
+        attempt.cancel()
+        await asyncio.wait([attempt], timeout=0.1)
 
 
 def _client() -> type[GuardedClient]:

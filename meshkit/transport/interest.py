@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from nats.aio.subscription import Subscription
 
+from meshkit.headers import NO_RESPONDERS
 from meshkit.transport.client import Deliver, GuardedClient
 
 
@@ -78,7 +79,10 @@ class Crossing:
 
     def _hold(self, subject: bytes, reply: bytes, head: bytes, payload: bytes) -> None:
         message = (subject, reply, head, payload)
-        if self._held is not None:
+        if head.startswith(NO_RESPONDERS):
+            # The server's own word comes on one of them only.
+            self._interest.deliver(*message)
+        elif self._held is not None:
             self._held.append(message)
         elif self._handed_out[message]:
             self._handed_out[message] -= 1

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from nats import errors as nats_errors
 from meshkit import headers
 from meshkit.deadlines import Deadlines
 from meshkit.errors import BadRequest, ConnectionLost, DeadlineExceeded, Forbidden, NoResponders
-from meshkit.transport import CANCEL, Message, Sink, fast
+from meshkit.transport import CANCEL, INBOX, PROBE, Message, Sink, fast
 from meshkit.transport.client import Deliver
 from meshkit.transport.connection import PENDING_LIMIT, Connection
 from meshkit.transport.interest import Interest
@@ -26,6 +27,10 @@ log = logging.getLogger("meshkit.transport")
 
 # Seconds.
 _PUBLISH_PATIENCE = 5.0
+# Calls to remember that are to be abandoned when the connection is back.
+_UNTOLD = 10_000
+
+_INBOX = INBOX.encode()
 
 
 class NatsTransport(Connection):
@@ -44,6 +49,8 @@ class NatsTransport(Connection):
         self._token_at = len(self._answers)
         self._deadlines = Deadlines(_expire)
         self._told: set[asyncio.Future[None]] = set()
+        # Calls that nobody waits for, while there is no connection to say so.
+        self._untold: deque[tuple[str, str]] = deque(maxlen=_UNTOLD)
 
     async def connect(self, timeout: float) -> None:
         """Make the first connection.
@@ -56,6 +63,21 @@ class NatsTransport(Connection):
         """
         await super().connect(timeout)
         await self._listen(f"{self._inbox}*", "", self._on_reply)
+
+    def _open(self) -> None:
+        super()._open()
+        while self._untold and self.is_connected:
+            self.abandon(*self._untold.popleft())
+
+    async def close(self) -> None:
+        """Send what is to be sent and end the connection."""
+        # As long as it can be said. Streams say it themselves, and are gone then.
+        for token, (subject, answer) in list(self._waiting.items()):
+            if not answer.done():
+                answer.set_exception(ConnectionLost())
+                if token in self._waiting:
+                    self.abandon(subject, (self._answers + token).decode())
+        await super().close()
 
     # Requests
 
@@ -75,8 +97,7 @@ class NatsTransport(Connection):
         except (asyncio.CancelledError, DeadlineExceeded):
             # At its deadline the callee stops by itself, unless it has been stopped: then it reads the call
             # later, and takes its time for just begun.
-            if not subject.startswith(("$", "_")):
-                self.tell(CANCEL + subject, self._answers + token)
+            self.abandon(subject, (self._answers + token).decode())
             raise
         finally:
             slot.pop(answer, None)
@@ -86,9 +107,18 @@ class NatsTransport(Connection):
             raise NoResponders(f"no service listens on {subject!r}")
         return message
 
-    def tell(self, subject: str, payload: bytes) -> None:
+    def abandon(self, subject: str, reply: str) -> None:
+        """Tell whoever answers a call that nobody waits any more."""
+        if subject.startswith(("$", "_")):
+            return
+        if self.is_connected:
+            self.tell(CANCEL + subject, reply.encode())
+        else:
+            self._untold.append((subject, reply))
+
+    def tell(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """Send a small message and wait for nothing."""
-        sending = self._client.send(subject, payload, b"", b"")
+        sending = self._client.send(subject, payload, head, reply.encode())
         if sending is not None:
             task = asyncio.ensure_future(sending)
             self._told.add(task)
@@ -111,10 +141,18 @@ class NatsTransport(Connection):
 
     def _on_reply(self, subject: bytes, reply: bytes, head: bytes, payload: bytes) -> None:
         waiting = self._waiting.get(subject[self._token_at :])
-        # No entry: the caller has given up.
-        if waiting is not None and not waiting[1].done():
+        if waiting is None:
+            # The caller has given up. The producer of a stream may not have been told, if it asks.
+            if head.rstrip() == PROBE and reply.startswith(_INBOX):
+                self.tell(reply.decode(errors="replace"), b"")
+        elif not waiting[1].done():
             # Only the items of a stream have a reply subject.
-            waiting[1].set_result(Message("", reply.decode(errors="replace") if reply else "", payload, head))
+            message = Message("", reply.decode(errors="replace") if reply else "", payload, head)
+            try:
+                waiting[1].set_result(message)
+            except Exception:
+                # In here it would end the connection.
+                log.exception("an answer of %s was not handled", waiting[0])
 
     async def gather(
         self, subject: str, payload: bytes = b"", *, timeout: float = 1.0, stall: float = 0.3
@@ -180,8 +218,12 @@ class NatsTransport(Connection):
 
     # Subscribing
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> Interest:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], queue: str = "", *, optional: bool = False
+    ) -> Interest:
         """Have messages handed to a callback, which must neither block nor raise."""
+        if optional:
+            self._optional.add(f'"{subject.lower()}"')
 
         def deliver(to: bytes, reply: bytes, head: bytes, payload: bytes) -> None:
             try:

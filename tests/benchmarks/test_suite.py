@@ -29,7 +29,7 @@ def test_peers_are_measured_and_shown_as_tables_json_markdown_and_plots(tmp_path
     assert told["versions"]["nats-py"]
     calls = told["parts"]["peers"]["tables"][0]
     figures = {row[1]: dict(zip(calls["columns"], row, strict=True)) for row in calls["rows"]}
-    assert figures.keys() == {"bare nats-py, no headers", "meshkit, everything"}
+    assert figures.keys() == {"bare nats-py, no headers", "meshkit, as it is"}
     for figure in figures.values():
         assert len(figure["calls/s"]["rounds"]) == 1
         assert 0 < figure["p50 µs"]["median"] < figure["p99 µs"]["median"]
@@ -38,9 +38,9 @@ def test_peers_are_measured_and_shown_as_tables_json_markdown_and_plots(tmp_path
     assert together[-1] == "ok"
     for shown in (done.stdout, page.read_text()):
         assert calls["title"] in shown
-        assert "meshkit, everything" in shown
+        assert "meshkit, as it is" in shown
     assert {file.name for file in plots.iterdir()} >= {"calls-asyncio.svg", "p50-alone-asyncio.svg"}
-    assert (plots / "calls-asyncio.svg").read_text().count("meshkit, everything") == 1
+    assert (plots / "calls-asyncio.svg").read_text().count("meshkit, as it is") == 1
 
 
 @pytest.mark.parametrize(

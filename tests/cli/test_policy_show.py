@@ -39,6 +39,10 @@ async def rooms(mesh):
     async def price(room: int, ctx: Context) -> float:
         return ctx.remaining
 
+    @service.endpoint("hotel.rooms.{room}.clean", timeout="8s")
+    async def clean(room: int, ctx: Context) -> float:
+        return ctx.remaining
+
     async with mesh.serve(service):
         yield service
 
@@ -83,6 +87,18 @@ async def test_json(meshkit, rooms, file):
     assert shown["serve"] == {
         "concurrency": {"value": 5, "from": 'meshkit.toml [serve."hotel.rooms.*.price"]'}
     }
+
+
+async def test_what_all_subjects_share_is_not_said_of_one(meshkit, rooms, file):
+    with file.open("a") as more:
+        more.write('[call."hotel.rooms.12.price"]\nrate_limit = "1/second"\nretries = 1')
+    shown = tables((await meshkit("policy", "show", "hotel.rooms.12.price"))[1])["call"]
+    assert ("retries", "1", 'meshkit.toml [call."hotel.rooms.12.price"]') in shown
+    assert (
+        "rate_limit",
+        "100/second, 1000/minute",
+        'meshkit.toml [call."hotel.rooms.*.price"]',
+    ) in shown
 
 
 async def test_without_a_file(meshkit, rooms):
@@ -145,6 +161,11 @@ async def test_a_call_goes_by_the_folders_file(meshkit, rooms, file):
     assert (code, 1 < float(out) < 1.5) == (0, True)
     code, out, _ = await meshkit("call", "hotel.rooms.1.price", "--timeout", "1.5")
     assert (code, 1 < float(out) < 1.5) == (0, True)
+
+
+async def test_a_call_goes_by_what_is_announced(meshkit, rooms):
+    code, out, _ = await meshkit("call", "hotel.rooms.1.clean")
+    assert (code, 5 < float(out) <= 8) == (0, True)
 
 
 async def test_a_call_with_a_wrong_file(meshkit, file):

@@ -11,6 +11,7 @@ from support import until
 from meshkit import CallPolicy, ConnectionLost, Disconnected, Forbidden, Service, connect
 from meshkit.discovery import directory as directories
 from meshkit.discovery.directory import ANNOUNCE, Directory
+from meshkit.transport.server import EmbeddedServer
 
 ROOMS = {"type": "io.nats.micro.v1.info_response", "name": "rooms", "id": "A1", "version": "1.0.0"}
 
@@ -173,6 +174,110 @@ async def test_it_asks_when_it_meets_what_it_does_not_know_but_not_all_the_time(
     directory.find("hotel.bills.pay")
     await clock.advance(2)
     assert len(asked) == 2
+
+
+async def test_it_asks_less_and_less_often_for_what_nobody_announces(mesh, directory, clock):
+    asked = []
+    await mesh.transport.subscribe(ANNOUNCE, asked.append)
+    for _ in range(100):
+        directory.find("hotel.rooms.book")
+        await clock.advance(10)
+    assert len(asked) == 7  # at 0, and after 10, 20, 40 ... seconds more
+
+
+async def test_it_asks_no_more_when_everything_is_known_or_it_is_closed(mesh, directory, clock):
+    asked = []
+    await mesh.transport.subscribe(ANNOUNCE, asked.append)
+    directory.find("hotel.rooms.book")
+    await clock.advance(60)
+    assert len(asked) == 1
+    await directory.close()
+    directory.find("hotel.rooms.book")
+    await clock.advance(60)
+    assert len(asked) == 1
+
+
+async def test_it_asks_again_after_a_reconnect(mesh, nats_server, monkeypatch):
+    monkeypatch.setattr(directories, "_SPREAD", 0.0)
+    async with connect(nats_server.url) as caller:
+        directory = caller.directory
+        await directory.learn()
+        service = Service("rooms")
+
+        @service.endpoint("hotel.rooms.book", idempotent=True)
+        async def book() -> None: ...
+
+        async with mesh.serve(service):
+            directory._exact.clear()
+            await caller.transport._client.force_reconnect()
+            await until(lambda: "hotel.rooms.book" in directory._exact)
+
+
+async def test_a_service_announces_what_is_its_own_and_nothing_that_is_all(
+    mesh, directory, announced, caplog
+):
+    with caplog.at_level(logging.WARNING, logger="meshkit.discovery"):
+        await mesh.transport.publish(f"{ANNOUNCE}.bills.A1", announcement(("a", "{}")))
+        await announced(announcement((">", '{"idempotent": true}'), ("*.b", "{}"), ("last", "{}")))
+        await until(lambda: directory.find("last")[1])
+    assert directory.find("a")[1] == []
+    assert directory.find("a.b")[1] == []
+    assert "service 'rooms' does not announce on _MESH.announce.bills.A1" in caplog.text
+
+
+async def test_what_is_left_out_is_said_less_and_less_often(directory, announced, caplog):
+    with caplog.at_level(logging.WARNING, logger="meshkit.discovery"):
+        await announced(announcement(*[("a..b", "{}")] * 100, ("last", "{}")))
+        await until(lambda: directory.find("last")[1])
+    assert len(caplog.records) == 7
+
+
+async def test_a_service_that_is_too_large_to_announce_is_served(nats_server, tmp_path, caplog):
+    service = Service("many")
+    for number in range(30):
+
+        async def one() -> None: ...
+
+        service.endpoint(f"many.endpoint.{number}", name=f"e{number}", idempotent=True)(one)
+    config = tmp_path / "small.conf"
+    config.write_text("max_payload: 2048")
+    with EmbeddedServer(config=config) as server:
+        async with connect(server.url) as mesh, mesh.serve(service):
+            assert await mesh.call("many.endpoint.7") is None
+    assert "many has too many endpoints for one message; policies are not announced" in caplog.text
+
+
+NARROW = """
+authorization { users = [
+  {user: service, password: p, permissions: {
+    publish: ["_INBOX.>", "$SRV.>"], allow_responses: true,
+    subscribe: ["rooms.>", "$SRV.>", "_MESH.health", "_MESH.health.>", "_INBOX.>"]}}
+  {user: caller, password: p, permissions: {
+    publish: ["rooms.>"], subscribe: ["_INBOX.>", "other.>", "$SRV.>", "_MESH.health", "_MESH.health.>"]}}
+]}
+"""
+
+
+async def test_who_may_not_use_what_is_meshkits_own_can_serve_and_call(tmp_path, caplog):
+    rooms, other = Service("rooms"), Service("other")
+
+    @rooms.endpoint("rooms.book")
+    async def book() -> str:
+        return "booked"
+
+    config = tmp_path / "narrow.conf"
+    config.write_text(NARROW)
+    with EmbeddedServer(config=config) as server, caplog.at_level(logging.WARNING):
+        async with (
+            connect(server.url, user="service", password="p") as serving,
+            serving.serve(rooms),
+            connect(server.url, user="caller", password="p") as calling,
+        ):
+            assert await calling.call("rooms.book") == "booked"
+            await until(lambda: calling.directory._asking is None)
+            async with calling.serve(other):
+                assert await calling.call("rooms.book") == "booked"
+    assert not caplog.records
 
 
 async def test_who_remembers_is_told(mesh, directory, announced):

@@ -45,8 +45,10 @@ def hotel(folder, **files):
 
 @pytest.fixture(scope="module")
 def shared(launch, tmp_path_factory):
-    """Two services with two workers each; what a test does to them it waits to be mended."""
-    folder = hotel(tmp_path_factory.mktemp("hotel"), limited=ROOMS.replace('"rooms"', '"limited"'))
+    """Services with two workers each; what a test does to them it waits to be mended."""
+    limited = ROOMS.replace('"rooms"', '"limited"')
+    patient = ROOMS.replace('"rooms"', '"patient", timeout="200ms"')
+    folder = hotel(tmp_path_factory.mktemp("hotel"), limited=limited, patient=patient)
     (folder / "meshkit.toml").write_text("""
         [services.rooms]
         workers = 2
@@ -55,13 +57,15 @@ def shared(launch, tmp_path_factory):
         concurrency = 1
         backlog = 0
         timeout = "200ms"
+        [services.patient]
+        timeout = false
         [call."rooms.left"]
         timeout = 0.1
         [serve."rooms.*"]
         timeout = 2
     """)
     launched = launch(folder)
-    launched.wait_for("rooms#1 ready", "rooms#2 ready", "limited#1 ready")
+    launched.wait_for("rooms#1 ready", "rooms#2 ready", "limited#1 ready", "patient#1 ready")
     return launched
 
 
@@ -97,6 +101,14 @@ async def test_callers_are_told_of_the_configuration(shared):
         await mesh.call("limited.process")
     callee = mesh.callees["limited.process"]
     assert (callee.policy.timeout, callee.stands["timeout"]) == (0.2, "service limited 0.1.0 (announced)")
+
+
+async def test_a_timeout_that_is_switched_off_is_so_for_callers(shared):
+    async with meshkit.connect(shared.url) as mesh:
+        await mesh.directory.learn()
+        assert await mesh.call("patient.slow") == "done"
+    callee = mesh.callees["patient.slow"]
+    assert (callee.policy.timeout, callee.stands["timeout"]) == (5, "default")
 
 
 async def test_policies_hold_for_what_is_served_and_called(shared):

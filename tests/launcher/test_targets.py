@@ -105,7 +105,7 @@ def test_file_named_like_a_standard_module_is_refused(folder):
     [
         ("[services.rooms", "not valid TOML: "),
         ("", "no services; write a [services.<name>] table for each"),
-        ("[service.rooms]", "unknown field `service`; the fields here are services, nats, call, serve"),
+        ("[service.rooms]", "unknown field 'service'; the fields here are services, nats, call, serve"),
         ("[services]\nrooms = 1", "[services.rooms]: write a table, not 1"),
         (
             "[services.rooms]\nworker = 2",
@@ -120,6 +120,10 @@ def test_file_named_like_a_standard_module_is_refused(folder):
         (
             "[services.rooms]\ntimeout = 0",
             "[services.rooms], timeout is seconds above 0, or text such as '250ms'",
+        ),
+        (
+            "[services.rooms]\nconcurrency = false",
+            "meshkit.toml, [services.rooms], concurrency is a whole number from 1 for a service as a whole",
         ),
         ("[services.rooms]\nbacklog = -1", "[services.rooms], backlog is a whole number from 0, not -1"),
         (

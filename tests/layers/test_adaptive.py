@@ -13,10 +13,13 @@ from meshkit.message import Request, Response
 
 
 class Simulated:
-    """Handles `capacity` requests at a time in `usual` seconds each, give or take; the others wait inside."""
+    """Handles `capacity` requests at a time in about `usual` seconds each; the others wait inside.
 
-    def __init__(self, capacity, usual):
-        self.capacity, self.usual = capacity, usual
+    How long one takes is between 0.8 and 1.2 times that, or `varied`: anything, with that as its mean.
+    """
+
+    def __init__(self, capacity, usual, *, varied=False):
+        self.capacity, self.usual, self.varied = capacity, usual, varied
         self.answered = 0
         self._busy = 0
         self._waiting = deque()
@@ -28,7 +31,8 @@ class Simulated:
             self._waiting.append(turn)
             await turn
         self._busy += 1
-        await asyncio.sleep(self.usual * self._random.uniform(0.8, 1.2))
+        factor = self._random.expovariate(1) if self.varied else self._random.uniform(0.8, 1.2)
+        await asyncio.sleep(self.usual * factor)
         self._busy -= 1
         self.answered += 1
         for _ in range(min(self.capacity - self._busy, len(self._waiting))):
@@ -102,13 +106,20 @@ async def test_it_does_not_get_used_to_an_overload_that_lasts(clock):
     assert late < 25
 
 
-async def test_where_everything_takes_longer_for_good_it_does_not_stay_low(clock):
+async def test_the_quick_ones_that_end_first_are_not_taken_for_all(clock):
+    async with Load(Simulated(100, 0.5, varied=True), clients=150) as load:
+        share, _ = await load.run(clock, 10)
+    assert share > 0.4
+
+
+@pytest.mark.parametrize("factor", [4, 20])
+async def test_where_everything_takes_longer_for_good_it_does_not_stay_low(clock, factor):
     """With as many at a time as before; a limit that only sees latency first takes it for load."""
-    service = Simulated(100, 0.1)
+    service = Simulated(100, 0.05)
     async with Load(service, clients=100) as load:
         await load.run(clock, 10)
-        service.usual = 0.4
-        await load.run(clock, 15)
+        service.usual *= factor
+        await load.run(clock, 30)
         share, limit = await load.run(clock, 10)
     assert share > 0.9
     assert limit > 90
@@ -163,6 +174,32 @@ async def test_it_keeps_to_the_limit_that_is_declared(clock, most):
             assert min(4, most) <= load.bound.limit <= most
             assert load.bound.running <= most
         assert load.bound.limit == most
+
+
+@pytest.mark.parametrize(("before", "now", "shrinks"), [(0.1, 0.3, False), (1.0, 0.1, True)])
+async def test_what_becomes_usual_while_the_limit_is_not_used(clock, before, now, shrinks):
+    gradient = Gradient(100)
+    for latency, running, windows in ((before, 20, 5), (now, 1, 700), (0.3, 1000, 5)):
+        limit = gradient.limit
+        for _ in range(windows):
+            await clock.advance(0.1)
+            for _ in range(100):
+                gradient.add(latency, clock.now(), running=running, answered=True)
+    assert (gradient.limit < limit) == shrinks
+
+
+async def test_what_it_takes_with_the_fewest_at_a_time_is_usual(clock):
+    """Where it takes long the next dip may be minutes away."""
+    gradient = Gradient(100)
+    limits = []
+    for latency, windows in ((0.1, 58), (2.0, 30)):
+        for _ in range(windows):
+            await clock.advance(0.1)
+            for _ in range(100):
+                gradient.add(latency, clock.now(), running=gradient.limit, answered=True)
+            limits.append(gradient.limit)
+    assert min(limits[-30:]) == 4
+    assert limits[-1] > 20
 
 
 async def test_a_failure_says_how_long_it_takes_only_if_it_took_long(clock):

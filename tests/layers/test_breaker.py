@@ -17,6 +17,7 @@ from meshkit import (
     DeadlineExceeded,
     Disconnected,
     Draining,
+    Forbidden,
     InternalError,
     MeshError,
     NoResponders,
@@ -24,6 +25,7 @@ from meshkit import (
     Overloaded,
     RateLimited,
     ServiceError,
+    Unauthorized,
     Unavailable,
 )
 from meshkit.layers.breaker import Breaker
@@ -136,12 +138,19 @@ class OddRequest(BadRequest, metaclass=_Meta):
     pass
 
 
+def said(error, executed):
+    error.executed = executed
+    return error
+
+
 UNHEALTHY = [InternalError, lambda: ServiceError(503), lambda: ServiceError(9999), Unavailable, Odd]
 NEUTRAL = [
     BadRequest,
-    NotFound,
+    Unauthorized,
+    Forbidden,
     RateLimited,
-    lambda: ServiceError(499),
+    lambda: said(NotFound(), None),
+    lambda: said(ServiceError(409), False),
     Cancelled,
     NoResponders,
     Overloaded,
@@ -154,6 +163,8 @@ NEUTRAL = [
     ValueError,
     OddRequest,
 ]
+# What the handler itself answers.
+ANSWERED = [NotFound, lambda: ServiceError(409), lambda: ServiceError(499)]
 
 
 @pytest.mark.parametrize("make", [*UNHEALTHY, DeadlineExceeded])
@@ -189,6 +200,19 @@ async def test_what_says_nothing_of_the_callee_counts_for_nothing(clock, make):
     assert target.breaker.state == "half-open"
     await target.call()
     assert target.breaker.state == "closed"
+
+
+@pytest.mark.parametrize("make", ANSWERED)
+async def test_an_answer_of_the_handler_closes_it_and_is_nothing_to_a_closed_one(clock, make):
+    target = Target()
+    for outcome in (InternalError, InternalError, make, InternalError):
+        assert target.breaker.state == "closed"
+        await target.call(outcome())
+    assert target.breaker.state == "open"
+    await clock.advance(1)
+    await target.call(make())
+    assert target.breaker.state == "closed"
+    assert await target.call() is None
 
 
 async def test_a_probe_that_is_cancelled_lets_the_next_try(clock):
@@ -341,6 +365,12 @@ async def test_the_time_that_it_is_open_doubles_up_to_a_bound_until_it_has_close
     assert await open_for(target, clock) == pytest.approx(1, abs=1e-4)
 
 
+async def test_the_time_that_it_is_open_is_never_shorter_than_the_first(clock, longest):
+    target = Target(open_first=3.0, open_most=1.0)
+    await target.open()
+    assert [await open_for(target, clock) for _ in range(3)] == pytest.approx([3, 3, 3], abs=1e-4)
+
+
 async def test_the_time_that_it_is_open_is_random_from_half_of_it(clock):
     times = []
     for _ in range(50):
@@ -358,7 +388,7 @@ async def test_who_is_refused_is_told_why_and_until_when(clock, longest):
     await clock.advance(0.25)
     error = await target.call()
     assert isinstance(error, CircuitOpen)
-    assert error.executed is False
+    assert (error.executed, error.own) == (False, True)
     assert error.retry_after == pytest.approx(0.75)
     assert "3 calls in a row failed (last 500 InternalError: " in error.message
     assert "tried again in 0.750 s" in error.message
@@ -369,14 +399,14 @@ async def test_who_is_refused_is_told_why_and_until_when(clock, longest):
     probe.cancel()
 
 
-async def test_openings_and_refused_calls_are_counted(clock):
+async def test_openings_are_counted(clock):
     target = Target()
     await target.open()
     for _ in range(4):
         await target.call()
     await clock.advance(1)
     await target.call(InternalError())
-    assert target.statistics == CallStatistics(circuit_opened=2, refused=4)
+    assert target.statistics == CallStatistics(circuit_opened=2)
 
 
 async def test_changes_are_logged(clock, caplog):
@@ -411,7 +441,10 @@ async def test_an_open_breaker_refuses_in_no_time():
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["begin", "begin", "succeed", "fail", "fail", "neutral", "cancel", "a second passes"]
+            [
+                *("begin", "begin", "succeed", "answer", "fail", "fail", "neutral", "cancel"),
+                "a second passes",
+            ]
         ),
         st.integers(0, 9),
     ),
@@ -450,11 +483,13 @@ async def run(steps, failures):
                 task.cancel()
                 await settle()
             else:
-                outcomes = {"succeed": None, "fail": InternalError(), "neutral": NotFound()}
-                await end(tasks[task], outcomes[what])
+                outcomes = {"fail": InternalError, "answer": NotFound, "neutral": Overloaded}
+                await end(tasks[task], outcomes[what]() if what in outcomes else None)
             after = target.breaker.state
             if task is probe:
-                assert after == {"succeed": "closed", "fail": "open"}.get(what, "half-open")
+                assert after == {"succeed": "closed", "answer": "closed", "fail": "open"}.get(
+                    what, "half-open"
+                )
             elif before != "closed":
                 assert after == before
             if after == "open" != before:

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshkit import DeadlineExceeded, Overloaded
@@ -66,6 +66,7 @@ class Model:
         self.expired += late
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(0, 4), STEPS)
 def test_whatever_comes_goes_expires_and_is_cancelled(limit, backlog, steps):
     asyncio.run(run(limit, backlog, steps))
@@ -98,7 +99,9 @@ async def run(limit, backlog, steps):
             model.pass_time(clock.now())
         elif what in (*PRIORITIES, "event"):
             deadline = math.inf if what == "event" else clock.now() + choice
-            head = b"" if what in {"event", "default"} else line(PRIORITY, what)
+            # Of an event it is passed over: events keep their order.
+            named = PRIORITIES[choice % 3] if what == "event" else what
+            head = b"" if named == "default" else line(PRIORITY, named)
             request = Request(str(len(calls)), b"", head, clock.now(), deadline)
             rank = 1 if what == "event" else PRIORITIES.index(what)
             task = asyncio.create_task(layer(request))
@@ -119,6 +122,7 @@ async def run(limit, backlog, steps):
             assert call.task.exception().executed is False
             assert call.number not in begun
     assert (bound.running, bound.waiting) == (0, 0)
+    assert not any(bound._deadlines._slots.values())
 
 
 async def settle():
@@ -191,6 +195,41 @@ async def test_what_has_expired_gives_way_before_what_is_less_important(clock):
     assert gated.begun == ["first", "later", "newcomer", "sheddable"]
     outcomes = [type(task.exception()) for task in waiting]
     assert outcomes == [type(None), DeadlineExceeded, type(None), type(None), Overloaded]
+    assert gated.bound._earliest > clock.now()  # nobody looks for more in vain
+
+
+async def test_events_keep_their_order():
+    gated = Gated(backlog=3)
+    for priority in ("sheddable", "critical", "default"):
+        gated.ask(priority, math.inf, priority)
+    await settle()
+    with pytest.raises(Overloaded):
+        await gated.ask("newest", math.inf, "critical")
+    gated.gate.set()
+    await settle()
+    assert gated.begun == ["first", "sheddable", "critical", "default"]
+
+
+async def test_a_limit_that_has_become_lower_is_kept_to():
+    """As an adaptive one does."""
+    gates = [asyncio.Event() for _ in range(6)]
+    bound = Concurrency(4, 10, "test")
+
+    async def handle(request):
+        await gates[int(request.subject)].wait()
+        return Response(b"")
+
+    layer = bound.layer(handle)
+    tasks = [asyncio.create_task(layer(Request(str(number), b"", b"", 0.0, 1e9))) for number in range(6)]
+    await settle()
+    bound.limit = 2
+    seen = []
+    for gate in gates:
+        seen.append((bound.running, bound.waiting))
+        gate.set()
+        await settle()
+    assert seen == [(4, 2), (3, 2), (2, 2), (2, 1), (2, 0), (1, 0)]
+    await asyncio.gather(*tasks)
 
 
 async def test_who_gets_its_turn_as_it_is_cancelled_passes_it_on():
@@ -228,14 +267,23 @@ async def test_refusals_leave_nothing_to_the_garbage_collector():
     await settle()
     gc.collect()
     gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         critical = gated.ask("critical", 60, "critical")
         for call in (shed, gated.ask("refused", 60), gated.ask("refused", 60)):
-            with pytest.raises(Overloaded):
+            try:
                 await call
+            except Overloaded:
+                continue
+            raise AssertionError
         del shed, call
-        assert gc.collect() == 0
+        await settle()
+        gc.collect()
+        # Only what is meant here: the test runner leaves some, too.
+        assert not any(isinstance(left, Overloaded) for left in gc.garbage)
     finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
         gc.enable()
     gated.gate.set()
     await critical

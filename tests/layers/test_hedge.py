@@ -1,15 +1,26 @@
 import asyncio
+import gc
 import logging
+import weakref
 
 import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshkit import BadRequest, Overloaded
+from meshkit import (
+    BadRequest,
+    Cancelled,
+    ConnectionLost,
+    DeadlineExceeded,
+    InternalError,
+    NotFound,
+    Overloaded,
+    ServiceError,
+)
 from meshkit.budget import RetryBudget
 from meshkit.headers import line
-from meshkit.layers.hedge import hedge
+from meshkit.layers.hedge import Latency, hedge
 from meshkit.layers.statistics import CallStatistics
 from meshkit.message import CURRENT, Request, Response
 
@@ -22,7 +33,7 @@ class Callee:
 
     It takes a second copy `to_end` turns of the event loop to end with that, and any `to_stop` to be
     cancelled. `running` counts those that are at it, `stopped` those that were cancelled, `stopped_in_peace`
-    those that were cancelled once.
+    those that were cancelled once. On the caller's own side they wait for `gate`.
     """
 
     def __init__(self, after=0.1, budget=None, *, to_end=0, to_stop=0):
@@ -32,9 +43,13 @@ class Callee:
         self.loop = asyncio.get_running_loop()
         self.sent, self.answers, self.contexts, self.deadlines = [], [], [], []
         self.running = self.stopped = self.stopped_in_peace = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        after = Latency() if after is None else after
         self.handler = hedge(after, budget=self.budget, statistics=self.statistics)(self.handle)
 
     async def handle(self, request):
+        await self.gate.wait()
         answer = self.loop.create_future()
         to_end = self.to_end if self.answers else 0
         self.answers.append(answer)
@@ -44,6 +59,7 @@ class Callee:
         # As the layers below do.
         request.head += line("Mesh-Timeout", "1000")
         request.deadline -= 1
+        request.sent_at = self.loop.time()
         self.running += 1
         try:
             try:
@@ -138,12 +154,47 @@ async def test_a_call_that_fails_soon_has_no_second_copy(clock):
     assert len(callee.sent) == 1
 
 
-@pytest.mark.parametrize("fails", [0, 1])
-async def test_if_one_fails_the_other_is_waited_for(clock, silent, fails):
+@pytest.mark.parametrize("copy", [0, 1])
+@pytest.mark.parametrize("make", [NotFound, lambda: ServiceError(409)])
+async def test_an_error_that_the_handler_answered_with_is_an_answer(clock, silent, copy, make):
     callee = Callee()
     task = callee.call()
     await clock.advance(0.2)
-    callee.answers[fails].set_exception(Overloaded())
+    callee.answers[copy].set_exception(error := make())
+    await settle()
+    assert task.exception() is error
+    assert error.__context__ is None
+    assert task.cancelling() == 0
+    assert (callee.running, callee.stopped) == (0, 1)
+    assert callee.statistics == CallStatistics(hedges=1, hedges_won=copy)
+
+
+def said(error, executed):
+    error.executed = executed
+    return error
+
+
+# What is no answer, or none that another instance would give too.
+FAILURES = [
+    Overloaded,
+    InternalError,
+    lambda: ServiceError(503),
+    lambda: said(NotFound(), None),
+    lambda: said(NotFound(), False),
+    DeadlineExceeded,
+    ConnectionLost,
+    Cancelled,
+    ZeroDivisionError,
+]
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("make", FAILURES)
+async def test_if_one_fails_the_other_is_waited_for(clock, silent, fails, make):
+    callee = Callee()
+    task = callee.call()
+    await clock.advance(0.2)
+    callee.answers[fails].set_exception(make())
     await clock.advance(10)
     assert not task.done()
     callee.answers[1 - fails].set_result(FIRST)
@@ -165,6 +216,73 @@ async def test_if_both_fail_the_error_is_that_of_the_first_copy(clock, silent, o
         await settle()
     assert task.exception() is errors[0]
     assert callee.statistics == CallStatistics(hedges=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "executed"),
+    [
+        (Overloaded, Overloaded, False),
+        (Overloaded, DeadlineExceeded, None),
+        (Overloaded, InternalError, None),
+        (Overloaded, ZeroDivisionError, None),
+        (InternalError, Overloaded, True),
+    ],
+)
+async def test_if_either_may_have_been_executed_the_call_may_have_been(
+    clock, silent, first, second, executed
+):
+    callee = Callee()
+    task = callee.call()
+    await clock.advance(0.2)
+    callee.answers[1].set_exception(second())
+    callee.answers[0].set_exception(first())
+    await settle()
+    assert isinstance(task.exception(), first)
+    assert task.exception().executed is executed
+
+
+async def test_there_is_no_second_copy_of_what_waits_on_the_callers_own_side(clock):
+    callee = Callee(after=0.1)
+    callee.gate.clear()
+    task = callee.call()
+    await clock.advance(10.05)
+    callee.gate.set()
+    await settle()
+    assert len(callee.sent) == 1
+    await clock.advance(0.09)
+    assert len(callee.sent) == 1
+    await clock.advance(0.02)
+    assert callee.sent[1][1] - callee.sent[0][1] == pytest.approx(0.1, abs=1e-5)
+    assert callee.statistics == CallStatistics(hedges=1)
+    task.cancel()
+
+
+async def test_nor_of_a_second_attempt_that_waits_there(clock):
+    callee = Callee(after=0.1)
+    tried = request(clock.now())
+    first = asyncio.create_task(callee.handler(tried))
+    await settle()
+    callee.answers[0].set_exception(Overloaded())
+    await settle()
+    assert isinstance(first.exception(), Overloaded)
+    callee.gate.clear()
+    second = asyncio.create_task(callee.handler(tried))
+    await clock.advance(10)
+    assert callee.statistics.hedges == 0
+    second.cancel()
+
+
+async def test_who_is_cancelled_while_it_waits_there_sends_nothing(clock):
+    callee = Callee(after=0.1)
+    callee.gate.clear()
+    task = callee.call()
+    await clock.advance(1)
+    task.cancel()
+    await settle()
+    callee.gate.set()
+    await clock.advance(1)
+    assert task.cancelled()
+    assert (callee.sent, asyncio.get_running_loop()._scheduled) == ([], [])
 
 
 @pytest.mark.parametrize("failed", [None, 0, 1])
@@ -280,7 +398,8 @@ async def test_a_cancel_scope_around_the_call_ends_where_it_should(clock, silent
 
 
 STEPS = st.lists(
-    st.sampled_from(["turn", "cancel"]) | st.tuples(st.sampled_from(["answer", "fail"]), st.integers(0, 1)),
+    st.sampled_from(["turn", "cancel"])
+    | st.tuples(st.sampled_from(["answer", "refuse", "fail"]), st.integers(0, 1)),
     max_size=8,
 )
 
@@ -302,7 +421,7 @@ async def race(steps, to_end, to_stop):
     loop, complaints = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
     callee = Callee(after=0, to_end=to_end, to_stop=to_stop)
-    errors, answers = [Overloaded(), BadRequest()], [FIRST, SECOND]
+    errors, answers, refusals = [Overloaded(), BadRequest()], [FIRST, SECOND], [NotFound(), NotFound()]
     task = asyncio.create_task(caller())
     await settle()
     assert len(callee.answers) == 2
@@ -317,6 +436,9 @@ async def race(steps, to_end, to_stop):
             if what == "answer":
                 callee.answers[copy].set_result(answers[copy])
                 answered.append(answers[copy])
+            elif what == "refuse":
+                callee.answers[copy].set_exception(refusals[copy])
+                answered.append(refusals[copy])
             else:
                 callee.answers[copy].set_exception(errors[copy])
     for _ in range(20):
@@ -325,7 +447,8 @@ async def race(steps, to_end, to_stop):
         assert task.cancelled()
     else:
         assert task.cancelling() == 0
-        assert (task.result() in answered) if answered else (task.exception() is errors[0])
+        outcome = task.exception() or task.result()
+        assert (outcome in answered) if answered else (outcome is errors[0])
     assert callee.running == 0
     assert complaints == []
 
@@ -375,6 +498,7 @@ async def test_what_is_refused_at_once_below_is_a_failed_second_copy(clock, sile
 
     def following(request):
         sent.append(request)
+        request.sent_at = clock.now()
         if len(sent) == 2:
             raise Overloaded
         return asyncio.sleep(1, FIRST)
@@ -413,6 +537,20 @@ async def test_live_p95(clock):
     assert await hedged_after(callee, clock) == pytest.approx(0.1)
 
 
+async def test_what_a_call_waits_on_the_callers_own_side_does_not_count_for_the_p95(clock):
+    callee = Callee(after=None)
+    for _ in range(20):
+        callee.gate.clear()
+        task = callee.call()
+        await clock.advance(50)
+        callee.gate.set()
+        await clock.advance(1)
+        callee.answers[-1].set_result(FIRST)
+        await settle()
+        assert task.done()
+    assert await hedged_after(callee, clock) == pytest.approx(1)
+
+
 async def test_failures_do_not_count_for_the_p95(clock):
     callee = Callee(after=None)
     for _ in range(100):
@@ -441,3 +579,46 @@ async def hedged_after(callee, clock):
     await settle()
     assert len(callee.sent) == before + 2
     return callee.sent[-1][1] - begin
+
+
+class Thing:
+    """What a frame holds as long as something holds the frame."""
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail", "answer", "first fails", "both fail"])
+async def test_nothing_is_left_to_the_garbage_collector(clock, how):
+    gone = []
+
+    async def following(request):
+        thing = Thing()
+        gone.append(weakref.ref(thing))
+        request.sent_at = clock.now()
+        is_first = len(gone) == 2
+        await asyncio.sleep(10 if is_first else 1 if how != "first fails" else 20)
+        if how == "fail" or (is_first and how == "first fails") or how == "both fail":
+            raise NotFound if how == "fail" else Overloaded
+        return FIRST
+
+    handler = hedge(0.1, budget=RetryBudget(0, 10), statistics=CallStatistics())(following)
+
+    async def call():
+        thing = Thing()
+        gone.append(weakref.ref(thing))
+        await handler(request(clock.now()))
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(call())
+        await clock.advance(0.5)
+        assert len(gone) == 3
+        if how == "cancel":
+            task.cancel()
+        await clock.advance(60)
+        assert task.done()
+        assert task.cancelled() or task.exception() or how in ("answer", "first fails")
+        gone.append(weakref.ref(task))
+        del task
+        await settle()
+        assert [reference() for reference in gone] == [None] * 4
+    finally:
+        gc.enable()

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 
 import pytest
 
@@ -52,6 +53,45 @@ async def test_a_quota_that_has_to_ask_lets_the_call_wait():
     assert not call.done()
     gate.set()
     assert (await call).payload == b"done"
+
+
+@pytest.mark.parametrize("window", ["moving", "fixed", "sliding"])
+async def test_what_one_of_several_refuses_uses_up_no_other(clock, window):
+    own = quota(RateLimit("5/minute", window=window), "room.book")
+    shared = quota(RateLimit("1/second", window=window), "room")
+    call = rate_limit(own, shared)(answer)
+    await clock.advance(-clock.now() % 60)
+    admitted = 0
+    for _ in range(5):
+        for _ in range(4):
+            with contextlib.suppress(RateLimited):
+                await call(request())
+                admitted += 1
+        await clock.advance(2)
+    assert admitted == 5
+    with pytest.raises(RateLimited, match=r"of room\.book is reached"):
+        await call(request())
+
+
+async def test_all_of_several_that_have_to_ask_are_asked_in_turn():
+    taken = []
+
+    class Asking:
+        def __init__(self, name):
+            self.name = name
+
+        def look(self, request):
+            taken.append(f"look {self.name}")
+
+        def take(self, request):
+            return self.wait()
+
+        async def wait(self):
+            await asyncio.sleep(0)
+            taken.append(self.name)
+
+    assert (await rate_limit(*map(Asking, "abc"))(answer)(request())).payload == b"done"
+    assert taken == ["look a", "look b", "look c", "a", "b", "c"]
 
 
 async def test_who_waits_as_long_as_the_wire_says_is_let_through(clock):

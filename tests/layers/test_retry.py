@@ -24,6 +24,7 @@ from meshkit import (
     Overloaded,
     RateLimited,
     ServiceError,
+    Unauthorized,
     Unavailable,
 )
 from meshkit.budget import RetryBudget
@@ -87,6 +88,11 @@ def refused(error):
     return error
 
 
+def own(error):
+    error.own = True
+    return error
+
+
 async def test_what_succeeds_is_sent_once_as_it_is():
     callee = Callee(Response(b"42"))
     assert (await callee.call()).payload == b"42"
@@ -132,12 +138,17 @@ KINDS = [
     (lambda: ServiceError(500), 1, 2),
     (lambda: ServiceError(507), 1, 1),
     (CircuitOpen, 1, 1),
+    (lambda: own(RateLimited()), 1, 1),
+    (lambda: own(Overloaded()), 1, 1),
     (Cancelled, 1, 1),
     (lambda: refused(Cancelled()), 1, 1),
     (BadRequest, 1, 1),
     (Forbidden, 1, 1),
+    (Unauthorized, 1, 1),
     (NotFound, 1, 1),
-    (lambda: refused(InternalError()), 1, 2),
+    (lambda: refused(InternalError()), 2, 2),
+    (lambda: refused(DeadlineExceeded()), 2, 2),
+    (lambda: refused(ServiceError(409)), 2, 2),
     (ValueError, 1, 1),
     (TimeoutError, 1, 1),
     (SystemExit, 1, 1),
@@ -188,6 +199,48 @@ async def test_the_wait_is_random_up_to_a_bound_that_doubles(clock, monkeypatch)
         assert task.exception() is not None
         drawn.add(round(callee.sent[1][2] - begin, 6))
     assert len(drawn) > 10
+
+
+async def test_the_wait_is_never_bounded_by_less_than_the_first(clock, monkeypatch):
+    monkeypatch.setattr(random, "uniform", lambda least, most: most)
+    callee = Callee(Overloaded(), delay=1.0, delay_most=0.25)
+    begin = clock.now()
+    task = asyncio.create_task(callee.call())
+    await clock.advance(3)
+    assert task.exception() is not None
+    assert [at - begin for _, _, at in callee.sent] == pytest.approx([0, 1, 2], abs=1e-5)
+
+
+@pytest.mark.parametrize("before", [[], [NoResponders()], [NoResponders(), NoResponders()]])
+async def test_a_call_that_the_callers_own_side_refuses_is_counted_once_and_takes_nothing(no_wait, before):
+    callee = Callee(*before, own(Overloaded()))
+    error = await failure(callee)
+    assert (error.own, error.budget_spent) == (True, False)
+    assert callee.statistics == CallStatistics(retries=len(before), refused=1)
+    assert callee.budget._window.totals(callee.loop.time()) == (1, len(before))  # calls and retries
+
+
+@pytest.mark.parametrize(
+    ("script", "executed"),
+    [
+        ([Overloaded, CircuitOpen], False),
+        ([Overloaded, Overloaded, Overloaded], False),
+        ([InternalError, CircuitOpen], None),
+        ([DeadlineExceeded, Overloaded, Overloaded], None),
+        ([Overloaded, ConnectionLost, Overloaded], None),
+        ([Overloaded, InternalError, NotFound], True),
+    ],
+)
+async def test_what_may_have_been_executed_is_not_said_to_be_not(no_wait, script, executed):
+    callee = Callee(*(make() for make in script), idempotent=True)
+    error = await failure(callee)
+    assert len(callee.sent) == len(script)
+    assert error.executed is executed
+
+
+async def test_a_refused_attempt_is_followed_by_another_whatever_became_of_the_first(no_wait):
+    callee = Callee(InternalError(), RateLimited(), Response(b"42"), idempotent=True)
+    assert (await callee.call()).payload == b"42"
 
 
 async def test_the_wait_is_what_the_error_says(clock):
@@ -400,6 +453,45 @@ async def test_errors_are_let_go_without_the_garbage_collector(no_wait, script):
     finally:
         gc.enable()
     assert gone
+
+
+class Thing:
+    """What a frame holds as long as something holds the frame."""
+
+
+@pytest.mark.parametrize("when", [0.5, 1.5])
+async def test_a_cancelled_call_is_let_go_without_the_garbage_collector(clock, when):
+    gone = []
+
+    async def refuse(request):
+        error = Overloaded()
+        error.retry_after = 1.0
+        try:
+            raise error
+        finally:
+            del error
+
+    async def hang(request):
+        await asyncio.sleep(60)
+
+    async def call():
+        thing = Thing()
+        gone.append(weakref.ref(thing))
+        await callee.call(timeout=600)
+
+    callee = Callee(refuse, hang)
+    gc.disable()
+    try:
+        task = asyncio.create_task(call())
+        await clock.advance(when)
+        task.cancel()
+        await clock.advance(0)
+        assert task.cancelled()
+        gone.append(weakref.ref(task))
+        del task
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def failure(callee, **options):

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import math
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from meshkit.errors import Forbidden, MeshError, RateLimited, Unavailable
 from meshkit.knobs import RateLimit
 from meshkit.message import Request
 from meshkit.quota import counters, quota
-from meshkit.quota.counters import CounterStorage
+from meshkit.quota.counters import CounterStorage, token
 from meshkit.transport.server import EmbeddedServer
 
 
@@ -30,9 +31,9 @@ def long_window(amount):
     return f"{amount} per {hours} hours"
 
 
-async def call(limit):
+async def call(limit, head=b""):
     try:
-        waiting = limit.take(Request("room.book", b"", b"", 0.0, math.inf))
+        waiting = limit.take(Request("room.book", b"", head, 0.0, math.inf))
         if waiting is not None:
             await waiting
     except RateLimited:
@@ -68,6 +69,41 @@ async def test_any_text_is_a_key_of_its_own(mesh, key):
     assert await storage.incr(key, 36_000) == 3
     assert await storage.get(key) == 3
     assert await storage.get(key + "=") == 0
+
+
+TEXTS = [
+    "a.b",
+    "a/b",
+    "a=b",
+    "a=2Fb",
+    "a/b.c",
+    "a",
+    "",
+    "=",
+    "/",
+    "/" * 64,
+    "/" * 63,
+    "ä",
+    "A",
+    "x" * 65,
+    "x" * 64,
+]
+
+
+def test_a_token_is_one_texts_and_short():
+    tokens = [token(text) for text in TEXTS]
+    assert len(set(tokens + [token(text) for text in tokens if "=" in text])) > len(TEXTS)
+    assert len(set(tokens)) == len(TEXTS)
+    assert all(re.fullmatch(r"[\w=-]{1,64}", text, re.ASCII) for text in tokens)
+    assert token("Ann_1-2") == "Ann_1-2"
+
+
+async def test_neither_keys_nor_subjects_share_a_counter(mesh):
+    limit = RateLimit(long_window(3), by="header:Guest", scope="mesh")
+    book, hotel = (quota(limit, what, transport=mesh.transport) for what in ("collide.book", "collide"))
+    for one, guest in ((book, "ann/x"), (book, "ann.x"), (hotel, "book.bob"), (book, "bob")):
+        admitted = [await call(one, b"\r\nGuest: " + guest.encode()) for _ in range(4)]
+        assert admitted == [True, True, True, False]
 
 
 async def test_counters_are_forgotten_after_their_window(mesh):
@@ -143,6 +179,22 @@ async def test_a_restarted_server_does_not_begin_the_window_anew():
                     await asyncio.sleep(0.05)
             admitted += sum([await call(limits[n % 2]) for n in range(2000)])
             assert 800 <= admitted <= 1000  # what one held or asked for while the server was killed is lost
+
+
+async def test_who_used_up_the_limit_before_a_restart_leaves_nothing_to_others():
+    with EmbeddedServer() as server:
+        async with connect(server.url) as one, connect(server.url) as other:
+            limit = RateLimit(long_window(10), scope="mesh")
+            first, second = (quota(limit, "room.book", transport=mesh.transport) for mesh in (one, other))
+            assert sum([await call(first) for _ in range(15)]) == 10
+            server.restart()
+            async with asyncio.timeout(20):
+                while one.transport.is_settled or other.transport.is_settled:
+                    await asyncio.sleep(0.05)
+                while not (one.transport.is_connected and other.transport.is_connected):
+                    await asyncio.sleep(0.05)
+            assert sum([await call(second) for _ in range(15)]) == 0
+            assert sum([await call(first) for _ in range(5)]) == 0
 
 
 PROCESS = """

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import logging
+import weakref
 from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -29,7 +31,24 @@ class JetStream:
         self.ahead, self.delay = ahead, delay
         self.mood = "well"
         self.instances, self.pings = 4, 0
-        self.server_version = "2.15.1"
+        self.is_connected = self.is_settled = True
+        self.created = datetime.fromtimestamp(0, UTC)
+        self.callbacks = []
+
+    def on_reconnect(self, callback):
+        self.callbacks.append(callback)
+
+    def restart(self):
+        """Lose all, with the connections; others that lost them are back three seconds later."""
+        self.forget()
+        self.created = self.now()
+        self.is_settled = False
+        asyncio.get_running_loop().call_later(3, setattr, self, "is_settled", True)
+        for callback in self.callbacks:
+            callback()
+
+    def now(self):
+        return datetime.fromtimestamp(asyncio.get_running_loop().time() + self.ahead, UTC)
 
     async def request(self, subject, payload, head, deadline):
         loop = asyncio.get_running_loop()
@@ -47,8 +66,7 @@ class JetStream:
     def answer(self, subject, head):
         if subject.startswith("$JS.API.STREAM.INFO."):
             self.looks += 1
-            now = asyncio.get_running_loop().time() + self.ahead
-            return {"ts": datetime.fromtimestamp(now, UTC)}
+            return {"ts": self.now(), "created": self.created, "state": {"last_seq": self.seq}}
         amount = int(head.removeprefix(b"\r\nNats-Incr: +"))
         self.added.append(amount)
         self.counts[subject] += amount
@@ -208,7 +226,7 @@ async def test_windows_go_by_the_clock_of_the_server(clock):
     for limit, wrong in zip(limits, (-300.0, 300.0), strict=True):
         late = SimpleNamespace(time=lambda wrong=wrong: clock.now() + wrong)
         for pool in limit._pools:
-            pool._storage._loop = late
+            pool.storage._loop = late
     await into_window(clock, jetstream, 60, into=1)
     assert sum([await call(limits[n % 2]) for n in range(30)]) == 10
     await clock.advance(58)
@@ -297,6 +315,111 @@ async def test_nobody_takes_more_of_a_lost_counter_than_was_left_when_it_was_las
     assert 980 < admitted <= 1000 + 5  # what the other one took since
 
 
+async def test_who_has_used_up_the_limit_tells_a_restarted_server_before_others_ask(clock):
+    jetstream = JetStream()
+    one, other = (shared("10/hour", jetstream) for _ in range(2))
+    await into_window(clock, jetstream, 3600, into=1)
+    assert await calls(one, 15) == 10
+    jetstream.restart()
+    late = asyncio.create_task(calls(other, 15))
+    await clock.advance(4)
+    assert late.done()
+    assert await late == 0
+    assert await calls(one, 5) == 0
+
+
+async def test_who_is_back_first_waits_for_the_others(clock):
+    jetstream = JetStream()
+    one, other = (shared("10/hour", jetstream) for _ in range(2))
+    await into_window(clock, jetstream, 3600, into=1)
+    assert await calls(one, 7) == 7
+    to_one = jetstream.callbacks.pop(0)
+    jetstream.restart()
+    early = asyncio.create_task(calls(other, 15))
+    await clock.advance(1.9)
+    assert not early.done()
+    to_one()
+    await clock.advance(2)
+    assert early.done()
+    assert 2 <= await early <= 3  # the other one may hold a token
+
+
+async def test_windows_that_begin_after_the_restart_wait_for_nobody(clock):
+    jetstream = JetStream()
+    limit = shared("10 per 2 seconds", jetstream)
+    await into_window(clock, jetstream, 2, into=1.5)
+    assert await calls(limit, 3) == 3
+    jetstream.restart()
+    await clock.advance(0.6)
+    waiting = asyncio.create_task(calls(limit, 15))
+    await clock.advance(0.2)
+    assert waiting.done()
+    assert await waiting == 10
+
+
+async def test_a_connection_that_breaks_alone_is_no_reason_to_tell_or_to_wait(clock):
+    jetstream = JetStream()
+    limit = shared("100/hour", jetstream)
+    await into_window(clock, jetstream, 3600, into=1)
+    assert await calls(limit, 8) == 8
+    told = len(jetstream.added)
+    jetstream.is_settled = False
+    jetstream.callbacks[0]()
+    await clock.advance(0.2)
+    assert len(jetstream.added) == told
+    waiting = asyncio.create_task(calls(limit, 200))
+    await clock.advance(0.2)
+    assert waiting.done()
+    assert await waiting == 92
+
+
+async def test_all_keys_are_told_and_each_once(clock):
+    jetstream = JetStream()
+    limit = shared("10/hour", jetstream, by="caller")
+    await into_window(clock, jetstream, 3600, into=1)
+    for number in range(250):
+        await calls(limit, 2, caller=f"c{number}")
+    jetstream.restart()
+    await clock.advance(4)
+    assert len(jetstream.counts) == 250
+    assert set(jetstream.counts.values()) == {2}
+    assert await calls(limit, 20, caller="c7") == 8
+
+
+async def test_a_new_stream_is_known_by_its_creation_however_busy_it_is(clock):
+    jetstream = JetStream()
+    one, other = (shared("10/hour", jetstream) for _ in range(2))
+    await into_window(clock, jetstream, 3600, into=1)
+    assert await calls(one, 10) == 10
+    jetstream.forget()  # by a server that nobody was connected to
+    jetstream.seq, jetstream.created = 1000, jetstream.now()
+    await clock.advance(61)
+    assert await calls(one, 1) == 0
+    await clock.advance(1)
+    assert await calls(other, 10) == 0
+
+
+async def test_a_restarted_server_without_its_counters_yet_is_told_later(clock):
+    jetstream = JetStream()
+    one, other = (shared("10/hour", jetstream) for _ in range(2))
+    await into_window(clock, jetstream, 3600, into=1)
+    assert await calls(one, 10) == 10
+    jetstream.mood = "gone"
+    jetstream.restart()
+    await clock.advance(3)
+    jetstream.mood = "well"
+    await clock.advance(2)
+    assert await calls(other, 10) == 0
+
+
+async def test_a_quota_that_is_no_more_is_not_kept_by_the_connection(clock):
+    jetstream = JetStream()
+    kept = weakref.ref(shared("10/hour", jetstream))
+    gc.collect()
+    assert kept() is None
+    jetstream.restart()
+
+
 # Waiting
 
 
@@ -312,6 +435,7 @@ async def test_tokens_are_asked_for_outside_of_the_call_that_needs_them(clock):
 async def test_all_who_wait_share_one_lease(clock):
     jetstream = JetStream(delay=lambda: 0.05)
     limit = shared("1000/minute", jetstream)
+    await into_window(clock, jetstream, 60)
     tasks = [asyncio.create_task(call(limit)) for _ in range(50)]
     await clock.advance(0.3)
     assert all(task.done() and task.result() for task in tasks)

@@ -1,16 +1,21 @@
 import asyncio
+import re
 from collections import defaultdict
 from itertools import pairwise
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshkit.errors import RateLimited
+from meshkit import Service
+from meshkit.codec import Decoder
+from meshkit.errors import ConfigError, RateLimited
 from meshkit.knobs import RateLimit
 from meshkit.message import Request
 from meshkit.quota import quota
+from meshkit.quota.keys import check_field
 
 
 def request(payload=b"", head=b""):
@@ -187,6 +192,8 @@ async def same(by, one, other):
         (b"\r\nMesh-Caller: front/1", b"\r\nMesh-Caller: back/1", False),
         (b"", b"\r\nX: y", True),
         (b"", b"\r\nMesh-Caller: front/1", False),
+        (b"\r\nMesh-Caller: front-%b/1" % (b"x" * 60), b"\r\nMesh-Caller: front-%b/2" % (b"x" * 60), True),
+        (b"\r\nMesh-Caller: %b1/1" % (b"x" * 90), b"\r\nMesh-Caller: %b2/1" % (b"x" * 90), False),
     ],
 )
 async def test_by_caller(one, other, together):
@@ -215,6 +222,7 @@ async def test_by_header(one, other, together):
         (b'{"guest": {"id": "a"}}', b'{"guest": {"id": "b"}}', False),
         (b'{"guest": {"id": 1}}', b'{"guest": {"id": 1.0}}', True),
         (b'{"guest": {"id": 1}}', b'{"guest": {"id": true}}', False),
+        (b'{"guest": {"id": 1}}', b'{"guest": {"id": "1"}}', True),
         (b"{}", b'{"guest": null}', True),
         (b"", b'{"guest": {"id": [1, 2]}}', True),
         (b"nonsense", b'{"guest": 1}', True),
@@ -227,6 +235,60 @@ async def test_by_header(one, other, together):
 )
 async def test_by_field(one, other, together):
     assert await same("field:guest.id", request(one), request(other)) is together
+
+
+@pytest.mark.parametrize("name", ["__init__", "__class__", "class", "_", "value"])
+async def test_any_name_may_be_a_fields(name):
+    one, other = (request(b'{"%b": "%b"}' % (name.encode(), value)) for value in (b"a", b"b"))
+    assert not await same(f"field:{name}", one, other)
+    assert await same(f"field:{name}", one, one)
+
+
+class Guest(msgspec.Struct):
+    number: Annotated[int, msgspec.Meta(ge=1)] = msgspec.field(name="id")
+
+
+class Booking(msgspec.Struct):
+    guest: Guest
+    other: Guest | int
+
+
+@pytest.mark.parametrize(
+    ("by", "type_", "wrong"),
+    [
+        (
+            "gest",
+            Booking,
+            "hotel.book: its rate limit counts by field:gest, but Booking has no 'gest'; it has guest, other",
+        ),
+        ("guest.number", Booking, "but Guest has no 'number'; it has id"),
+        ("guest", bytes, "but it takes bytes as they are"),
+        ("guest", None, "but it takes no message"),
+        ("guest.id", Booking, None),
+        ("guest.id.x", Booking, None),
+        ("other.x", Booking, None),
+        ("x", dict[str, int], None),
+        ("x", Any, None),
+    ],
+)
+def test_a_field_that_messages_never_have_is_refused(by, type_, wrong):
+    limit, message = RateLimit("1/hour", by=f"field:{by}"), type_ and Decoder(type_)
+    if wrong is None:
+        check_field(limit, message, "hotel.book")
+    else:
+        with pytest.raises(ConfigError, match=re.escape(wrong)):
+            check_field(limit, message, "hotel.book")
+
+
+async def test_a_service_with_such_a_limit_does_not_start(mesh):
+    service = Service("hotel")
+
+    @service.endpoint(rate_limit=RateLimit("1/hour", by="field:gest"))
+    async def book(booking: Booking) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"hotel\.book: .*'gest'"):
+        async with mesh.serve(service):
+            pass
 
 
 async def test_by_field_of_messagepack():

@@ -81,7 +81,7 @@ async def test_that_nobody_listens_is_a_message(mesh):
     assert heads[0].startswith(NO_RESPONDERS)
 
 
-async def test_a_lost_connection_is_told_to_sinks_that_detach_meanwhile():
+async def test_a_lost_connection_is_told_to_sinks_that_detach_meanwhile(caplog):
     sinks = [Sink(), Sink()]
     with EmbeddedServer() as server:
         async with connect(server.url) as mesh:
@@ -96,6 +96,7 @@ async def test_a_lost_connection_is_told_to_sinks_that_detach_meanwhile():
             await asyncio.to_thread(server.kill)
             await until(lambda: sinks[1].error)
     assert [type(sink.error) for sink in sinks] == [ConnectionLost] * 2
+    assert "ERROR" not in {record.levelname for record in caplog.records}
 
 
 async def test_a_missing_permission_is_told_to_the_sink(tmp_path):
@@ -126,3 +127,14 @@ async def test_what_is_asked_for_a_sink_is_sent_when_the_server_reads_again(prox
         await mesh.transport.flush()
         await other.transport.flush()
     assert len(heard) == 1
+
+
+async def test_a_sink_that_fails_does_not_end_the_connection(mesh, caplog):
+    await count(mesh, "numbers")
+    sink = Sink()
+    sink.set_result = None
+    reply = mesh.transport.attach("numbers", sink)
+    await mesh.transport.publish("numbers", b"2", reply=reply)
+    assert await mesh.call("numbers", 1) == 0
+    assert mesh.transport.is_connected
+    assert "an answer of numbers was not handled" in caplog.text

@@ -310,6 +310,27 @@ async def test_a_subject_that_may_not_be_published_to_fails_at_once(secured):
             await mesh.call("Closed.door", timeout=30)
 
 
+async def test_a_subject_that_is_quoted_in_a_denied_one_is_not_denied(secured):
+    gate, arrived = asyncio.Event(), asyncio.Event()
+    service = Service("doors")
+
+    @service.endpoint("open.door")
+    async def door() -> str:
+        arrived.set()
+        await gate.wait()
+        return "open"
+
+    async with connect(secured[0].url, user="narrow", password="secret") as mesh, mesh.serve(service):
+        call = asyncio.create_task(mesh.call("open.door", returns=str))
+        await arrived.wait()
+        for subject in ('Closed.x"open.door', 'Closed."open.door"', 'Closed."open.door"x'):
+            await mesh.transport.publish(subject, b"")
+        with pytest.raises(Forbidden):
+            await mesh.call('Closed."a\\"', timeout=30)
+        gate.set()
+        assert await call == "open"
+
+
 async def test_a_subject_that_may_not_be_subscribed_to_stops_the_start(secured):
     service = Service("doors")
 
