@@ -83,7 +83,7 @@ def _client_layers(
             budget=shared.budget,
             statistics=shared.statistics,
         )
-    else:
+    elif policy.breaker or shared.bounds != Bounds():
         # Counts what the layers below refuse. Above them.
         yield shared.statistics.refusals
     if policy.hedge is not None and policy.idempotent and not streams:
