@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Sequence
 
+from meshkit.errors import MeshError, RateLimited
 from meshkit.message import Handler, Layer, Request, Response
 from meshkit.quota import Quota
 
@@ -31,27 +32,42 @@ def rate_limit(*quotas: Quota) -> Layer:
 
 
 class _All:
-    """Several quotas as one; the interface is `meshkit.quota.Quota`."""
+    """Several quotas as one; the interface is `meshkit.quota.Quota`.
+
+    What one of them refuses is given back to those before it: looking at all of them first would cost each
+    call that is let through as much again.
+    """
 
     def __init__(self, quotas: Sequence[Quota]) -> None:
         self._quotas = quotas
 
-    def look(self, request: Request) -> None:
-        for quota in self._quotas:
-            quota.look(request)
-
     def take(self, request: Request) -> Awaitable[None] | None:
-        # Nothing else runs between looking and counting, unless one of them has to ask.
-        self.look(request)
         for at, quota in enumerate(self._quotas):
-            waiting = quota.take(request)
+            try:
+                waiting = quota.take(request)
+            except RateLimited:
+                self._give_back(at, request)
+                raise
             if waiting is not None:
-                return self._wait(waiting, self._quotas[at + 1 :], request)
+                return self._wait(waiting, at, request)
         return None
 
-    async def _wait(self, waiting: Awaitable[None], others: Sequence[Quota], request: Request) -> None:
-        await waiting
-        for quota in others:
-            further = quota.take(request)
-            if further is not None:
-                await further
+    async def _wait(self, waiting: Awaitable[None] | None, at: int, request: Request) -> None:
+        try:
+            while True:
+                if waiting is not None:
+                    await waiting
+                at += 1
+                if at == len(self._quotas):
+                    return
+                waiting = self._quotas[at].take(request)
+        except MeshError:
+            self._give_back(at, request)
+            raise
+
+    def _give_back(self, before: int, request: Request) -> None:
+        for quota in self._quotas[:before]:
+            quota.give_back(request)
+
+    def give_back(self, request: Request) -> None:
+        self._give_back(len(self._quotas), request)

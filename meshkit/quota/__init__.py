@@ -22,8 +22,8 @@ class Quota(Protocol):
         """
         ...
 
-    def look(self, request: Request) -> None:
-        """Count nothing, but raise what `take` would raise at once, as far as that is known."""
+    def give_back(self, request: Request) -> None:
+        """Forget a request that was let through just now, and that another quota refuses."""
         ...
 
 

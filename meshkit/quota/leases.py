@@ -224,11 +224,14 @@ class LeasedQuota:
         lacking = self._admit(key)
         return self._wait(request, key, lacking) if lacking else None
 
-    def look(self, request: Request) -> None:
-        """Raise what `take` would raise without asking; counts nothing."""
+    def give_back(self, request: Request) -> None:
+        """Forget a request that was let through just now."""
         key = self._key(request)
         for pool in self._pools:
-            self._check(pool, pool.lease(key), key)
+            lease = pool.lease(key)
+            if lease.admitted:  # else a new window has begun meanwhile
+                lease.admitted -= 1
+                lease.tokens += 1
 
     def _admit(self, key: str) -> list[_Pool]:
         """Let a call through; or else the limits that it has to wait for, and is not counted by any."""

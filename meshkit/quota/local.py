@@ -71,23 +71,21 @@ class LocalQuota:
             RateLimited: It is one too many; `retry_after` says when it would not be, if nobody else calls.
         """
         key = self._key(request)
-        limiters = self._limiters
-        if len(limiters) > 1:
-            # Nothing else runs between looking and counting.
-            self._look(key)
-        for limiter, item in limiters:
+        for at, (limiter, item) in enumerate(self._limiters):
             if not limiter.hit(item, key):
-                raise self._refusal(limiters, key)
+                self._give_back(key, at)
+                raise self._refusal(key)
 
-    def look(self, request: Request) -> None:
-        """Raise what `take` would raise; counts nothing."""
-        self._look(self._key(request))
+    def give_back(self, request: Request) -> None:
+        """Forget a request that was let through just now."""
+        self._give_back(self._key(request), len(self._limiters))
 
-    def _look(self, key: str) -> None:
-        if full := [(limiter, item) for limiter, item in self._limiters if not limiter.test(item, key)]:
-            raise self._refusal(full, key)
+    def _give_back(self, key: str, before: int) -> None:
+        for limiter, item in self._limiters[:before]:
+            cast(MemoryStorage, limiter.storage).take_back(item.key_for(key))
 
-    def _refusal(self, full: list[tuple[RateLimiter, RateLimitItem]], key: str) -> RateLimited:
+    def _refusal(self, key: str) -> RateLimited:
+        full = [(limiter, item) for limiter, item in self._limiters if not limiter.test(item, key)]
         reset, item = max((limiter.get_window_stats(item, key).reset_time, item) for limiter, item in full)
         return refusal(self._what, item, self._by, reset - self._loop.time())
 

@@ -165,6 +165,18 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         """Forget a key."""
         self._windows.pop(key, None)
 
+    def take_back(self, key: str) -> None:
+        """Forget the latest hit of a key."""
+        window = self._windows.get(key)
+        if window is None:
+            return
+        if window.hits:
+            window.hits.pop()
+        else:
+            window.count -= 1
+        if not (window.hits or window.count or window.previous):
+            del self._windows[key]
+
     def _new(self, key: str, until: float) -> _Window:
         window = self._windows[key] = _Window(until)
         if len(self._windows) > MOST_KEYS:

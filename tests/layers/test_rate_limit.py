@@ -80,8 +80,8 @@ async def test_all_of_several_that_have_to_ask_are_asked_in_turn():
         def __init__(self, name):
             self.name = name
 
-        def look(self, request):
-            taken.append(f"look {self.name}")
+        def give_back(self, request):
+            taken.append(f"not {self.name}")
 
         def take(self, request):
             return self.wait()
@@ -91,7 +91,49 @@ async def test_all_of_several_that_have_to_ask_are_asked_in_turn():
             taken.append(self.name)
 
     assert (await rate_limit(*map(Asking, "abc"))(answer)(request())).payload == b"done"
-    assert taken == ["look a", "look b", "look c", "a", "b", "c"]
+    assert taken == ["a", "b", "c"]
+
+
+async def test_what_one_that_had_to_ask_refuses_is_given_back_to_those_before_it():
+    taken = []
+
+    class Asking:
+        def __init__(self, name):
+            self.name = name
+
+        def give_back(self, request):
+            taken.append(f"not {self.name}")
+
+        def take(self, request):
+            return self.wait()
+
+        async def wait(self):
+            await asyncio.sleep(0)
+            if self.name == "c":
+                raise RateLimited
+            taken.append(self.name)
+
+    with pytest.raises(RateLimited):
+        await rate_limit(*map(Asking, "abcd"))(answer)(request())
+    assert taken == ["a", "b", "not a", "not b"]
+
+
+@pytest.mark.parametrize("window", ["moving", "fixed", "sliding"])
+async def test_what_a_later_limit_refuses_uses_up_nothing_of_an_earlier_one(clock, window):
+    await clock.advance(60 - clock.now() % 60)
+    wide = quota(RateLimit("3/minute", window=window), "room.book")
+    narrow = quota(RateLimit("1/second", window=window), "rooms")
+    call = rate_limit(wide, narrow)(answer)
+    for _ in range(2):
+        await call(request())
+        for _ in range(5):
+            with pytest.raises(RateLimited, match="of rooms is reached"):
+                await call(request())
+        await clock.advance(2)
+    await call(request())
+    await clock.advance(2)
+    with pytest.raises(RateLimited, match=r"of room\.book is reached"):
+        await call(request())
 
 
 async def test_who_waits_as_long_as_the_wire_says_is_let_through(clock):
