@@ -107,8 +107,11 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         if window:
             hits = window.hits
             # The same sum as a refused caller is told, so that it is let through when that time has come.
-            while hits[0] + expiry <= now:
+            while hits and hits[0] + expiry <= now:
                 hits.popleft()
+            if not hits:  # its latest was taken back, or it would have ended by itself
+                del self._windows[key]
+                return None
         return window
 
     # Sliding windows: two counters, of windows that begin at multiples of their length

@@ -73,48 +73,37 @@ async def test_what_one_of_several_refuses_uses_up_no_other(clock, window):
         await call(request())
 
 
+class Asking:
+    """A quota that has to ask; `taken` has what became of it."""
+
+    def __init__(self, name, taken, *, refuses=False):
+        self.name, self.taken, self.refuses = name, taken, refuses
+
+    def take(self, request):
+        return self.wait()
+
+    async def wait(self):
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise RateLimited
+        self.taken.append(self.name)
+
+    def give_back(self, request):
+        self.taken.append(f"not {self.name}")
+
+
 async def test_all_of_several_that_have_to_ask_are_asked_in_turn():
     taken = []
-
-    class Asking:
-        def __init__(self, name):
-            self.name = name
-
-        def give_back(self, request):
-            taken.append(f"not {self.name}")
-
-        def take(self, request):
-            return self.wait()
-
-        async def wait(self):
-            await asyncio.sleep(0)
-            taken.append(self.name)
-
-    assert (await rate_limit(*map(Asking, "abc"))(answer)(request())).payload == b"done"
+    several = [Asking(name, taken) for name in "abc"]
+    assert (await rate_limit(*several)(answer)(request())).payload == b"done"
     assert taken == ["a", "b", "c"]
 
 
 async def test_what_one_that_had_to_ask_refuses_is_given_back_to_those_before_it():
     taken = []
-
-    class Asking:
-        def __init__(self, name):
-            self.name = name
-
-        def give_back(self, request):
-            taken.append(f"not {self.name}")
-
-        def take(self, request):
-            return self.wait()
-
-        async def wait(self):
-            await asyncio.sleep(0)
-            if self.name == "c":
-                raise RateLimited
-            taken.append(self.name)
-
+    several = [Asking(name, taken, refuses=name == "c") for name in "abcd"]
     with pytest.raises(RateLimited):
-        await rate_limit(*map(Asking, "abcd"))(answer)(request())
+        await rate_limit(*several)(answer)(request())
     assert taken == ["a", "b", "not a", "not b"]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshkit import Service
@@ -103,6 +103,7 @@ def test_a_sliding_window_never_admits_more_than_its_estimate_allows(amount, sec
 
 @settings(deadline=None)
 @given(WINDOWS, GAPS)
+@example("moving", [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.125])
 def test_all_of_several_limits_hold_and_none_is_charged_for_a_refusal(window, gaps):
     both, _ = admitted(window, ("2/second", "3 per 4 second"), gaps)
     again, waits = admitted(window, ("2/second", "3 per 4 second"), pauses(both))
