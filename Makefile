@@ -5,10 +5,12 @@ STAMP := .venv/.installed-
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
+# OBSERVE=1 starts `meshkit metrics` and Prometheus beside it.
 demo: $(STAMP)demo
-	.venv/bin/meshkit run examples/hotel
+	$(if $(OBSERVE),.venv/bin/python examples/hotel/observe.py,.venv/bin/meshkit run examples/hotel)
 
 test: $(STAMP)test
+	.ci/prometheus
 	.venv/bin/python -m pytest
 	MESHKIT_FAST_PATH=off .venv/bin/python -m pytest --ignore tests/benchmarks
 

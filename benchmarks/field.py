@@ -83,6 +83,14 @@ CONTENDERS = {
         "meshkit, every layer there is", "meshkit_", server={"everything": True}, client={"layers": "all"}
     ),
     "meshkit": Contender("meshkit, as it is", "meshkit_"),
+    **{
+        f"meshkit_traced_{name}": Contender(f"meshkit, traced {how}", "meshkit_", server=said, client=said)
+        for name, how, said in (
+            ("1", "at 1 %", {"trace": 0.01}),
+            ("100", "at 100 %, spans counted", {"trace": 1.0}),
+            ("100_otlp", "at 100 %, spans sent by OTLP", {"trace": 1.0, "otlp": True}),
+        )
+    },
     "meshkit_mtls": Contender("meshkit, as it is, mutual TLS", "meshkit_", "nats-tls"),
 }
 

@@ -15,6 +15,9 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import uvloop
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.trace import SpanKind
 
 from benchmarks import report
 from benchmarks.work import Answer, Ask
@@ -24,7 +27,7 @@ from meshkit.codec import Decoder, encode
 from meshkit.deadlines import Deadlines
 from meshkit.headers import line
 from meshkit.knobs import RateLimit
-from meshkit.layers import deadline
+from meshkit.layers import deadline, trace
 from meshkit.layers.breaker import Breaker
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.connection import connection
@@ -36,12 +39,14 @@ from meshkit.layers.retry import retry
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CALLER, CURRENT, TIMEOUT, Handler, Layer, Request, Response
 from meshkit.quota import quota
+from meshkit.telemetry.tracing import Tracer
 from meshkit.transport.server import EmbeddedServer
 
 SLICES, CALLS = 150, 500
 CALLER_NAME = "driver/F9McDugbB725z2jMoVwC9k"
 TRACE = line("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")
 HEAD = line(CALLER, CALLER_NAME) + TRACE + line(TIMEOUT, "5000") + b"\r\n\r\n"
+UNSAMPLED = HEAD.replace(b"b-01", b"b-00")
 ASK = encode(Ask("world", 12345))
 RESPONSE = Response(b"")
 SETTLED: Any = SimpleNamespace(is_settled=True)
@@ -90,6 +95,27 @@ def limit(**kind: str) -> Layer:
     return rate_limit(quota(RateLimit("1000000/second", **kind), "bench"))
 
 
+def tracer(rate: float) -> Tracer:
+    """A tracer that samples so many traces, and whose spans go nowhere."""
+    return Tracer(TracerProvider(sampler=ParentBasedTraceIdRatio(rate), shutdown_on_exit=False), slow=1)
+
+
+def given(layer: Layer, **fields: Any) -> Layer:
+    """A layer that gets requests with other fields."""
+
+    def outer(following: Handler) -> Handler:
+        handler = layer(following)
+
+        def handle(request: Request) -> Awaitable[Response]:
+            for name, value in fields.items():
+                setattr(request, name, value)
+            return handler(request)
+
+        return handle
+
+    return outer
+
+
 def breaker(statistics: CallStatistics) -> Breaker:
     """A circuit breaker as it is by default."""
     return Breaker(
@@ -110,24 +136,15 @@ def layers() -> list[list[Any]]:
     statistics = CallStatistics()
     budget = RetryBudget(0.2, 10)
     adaptive = Concurrency(100, 100, "bench", adaptive=True)
+    few, all_ = tracer(0), tracer(1)
+    unsampled, sampled = (one.begin("bench", SpanKind.CLIENT, {}, None) for one in (few, all_))
     sides: dict[str, tuple[bytes, dict[str, Layer]]] = {
-        "callee": (
-            HEAD,
-            {
-                "statistics": Statistics().layer,
-                "deadline: enforce": deadline.enforce(Deadlines(id)),
-                "rate limit, moving window": limit(window="moving"),
-                "rate limit, fixed window": limit(window="fixed"),
-                "rate limit, sliding window": limit(window="sliding"),
-                "rate limit, fixed window by caller": limit(window="fixed", by="caller"),
-                "concurrency, one bound": Concurrency(100, 100, "bench").layer,
-                "concurrency, adaptive": adaptive.layer,
-                "rescue": rescue,
-            },
-        ),
+        # First, as spans of what is served go on in the context.
         "caller": (
             b"",
             {
+                "trace: call, not sampled": trace.call(few, "bench.echo"),
+                "trace: call, sampled": trace.call(all_, "bench.echo"),
                 "propagation": propagate(CALLER_NAME),
                 "propagation, with a priority": propagate(CALLER_NAME, "critical"),
                 "retry": retry(
@@ -144,6 +161,26 @@ def layers() -> list[list[Any]]:
                 "connection": connection(SETTLED),
                 "deadline: attempt": deadline.attempt(1.0),
                 "deadline: carry": deadline.carry,
+                "statistics: calls": statistics.layer,
+                "statistics: attempts": statistics.attempt,
+                "trace: attempt, not sampled": given(trace.attempt("bench.echo"), span=unsampled),
+                "trace: attempt, sampled": given(trace.attempt("bench.echo"), span=sampled),
+            },
+        ),
+        "callee": (
+            HEAD,
+            {
+                "trace: serve, not sampled": given(trace.serve(few, "bench.echo"), head=UNSAMPLED),
+                "trace: serve, sampled": trace.serve(all_, "bench.echo"),
+                "statistics": Statistics().layer,
+                "deadline: enforce": deadline.enforce(Deadlines(id)),
+                "rate limit, moving window": limit(window="moving"),
+                "rate limit, fixed window": limit(window="fixed"),
+                "rate limit, sliding window": limit(window="sliding"),
+                "rate limit, fixed window by caller": limit(window="fixed", by="caller"),
+                "concurrency, one bound": Concurrency(100, 100, "bench").layer,
+                "concurrency, adaptive": adaptive.layer,
+                "rescue": rescue,
             },
         ),
     }

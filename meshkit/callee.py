@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from meshkit.budget import RetryBudget
 from meshkit.discovery.directory import Directory
 from meshkit.layers.concurrency import Concurrency
-from meshkit.layers.statistics import CallStatistics
+from meshkit.layers.statistics import OTHER, CallStatistics
 from meshkit.message import Handler
 from meshkit.policies import Effective, Policies, Source, put_together
 from meshkit.policy import CALL_DEFAULTS, SHARED, CallPolicy, expected
 from meshkit.service import Endpoint
 from meshkit.stack import Shared, client_stack
 from meshkit.stream import opening
+from meshkit.telemetry.report import Called, Recent, called
 from meshkit.transport import Transport
 
 if TYPE_CHECKING:  # they load libraries that callers without them need not wait for
     from meshkit.layers.breaker import Breaker
     from meshkit.quota import Quota
+    from meshkit.telemetry.tracing import Tracer
 
 # Subjects whose callees are remembered; the state of one that is forgotten begins anew.
 _MOST = 4096
+# Of them those whose calls are counted each by itself; those of all others are counted together.
+_MOST_COUNTED = 256
 # Policies of single calls, for each callee.
 _MOST_POLICIES = 64
 
@@ -65,7 +69,7 @@ class Callee:
 
     @property
     def statistics(self) -> CallStatistics:
-        """What was done to keep its calls alive."""
+        """What became of its calls, and what was done to keep them alive; many targets share the last one."""
         return self.shared.statistics
 
     @property
@@ -105,6 +109,7 @@ class Callees:
         caller: `service/instance` that calls, if it is a service.
         policies: The caller's own.
         directory: What services announce.
+        tracer: Makes spans; None where nothing is traced.
     """
 
     def __init__(
@@ -115,17 +120,21 @@ class Callees:
         caller: str | None,
         policies: Policies,
         directory: Directory,
+        tracer: "Tracer | None" = None,
     ) -> None:
         self._transport = transport
         self._send = send
         self._caller = caller
         self._policies = policies
         self._directory = directory
+        self._tracer = tracer
         # By subject; for those who have its declaration by endpoint, with its subject where policies differ.
         self._known: dict[_Key, Callee] = {}
         self.by_target: dict[str, Callee] = {}
         # Of each target: the policy for all its subjects, and the state that it asks for.
         self._states: dict[str, tuple[Effective, Shared]] = {}
+        self._others = CallStatistics()
+        self._recent = Recent()
         # On the way of every call.
         self.get = self._known.get
         directory.tell(self)
@@ -152,30 +161,51 @@ class Callees:
         if callee is None or callee.sources != sources:
             self._make_room()
             shared = self._shared(target, self._sources(declared, target))
-            callee = Callee(target, sources, shared, self._build)
+            callee = Callee(target, sources, shared, functools.partial(self._build, target))
         while len(self._known) >= _MOST:
             del self._known[next(iter(self._known))]
         self._known[key] = self.by_target[target] = callee
         return callee
 
+    def report(self) -> list[Called]:
+        """What became of the calls of all targets that are not idle."""
+        targets = [
+            (target, callee.statistics, callee.circuit, callee.shared.bounds.concurrency)
+            for target, callee in self.by_target.items()
+            if callee.statistics is not self._others
+        ]
+        return called([*targets, (OTHER, self._others, "closed", None)], self._recent)
+
+    @property
+    def circuits(self) -> dict[str, str]:
+        """The circuit breakers that are not closed, by target."""
+        states = {target: callee.circuit for target, callee in self.by_target.items()}
+        return {target: state for target, state in states.items() if state != "closed"}
+
     def _sources(self, declared: list[Source], subject: str) -> list[Source]:
         return [Source(CALL_DEFAULTS, "default"), *declared, *self._policies.for_call(subject)]
 
     def _make_room(self) -> None:
-        """Forget the target that was met first and has nothing to remember."""
+        """Forget the target that was met first and has nothing to remember: no open circuit, no counts."""
         while len(self.by_target) >= _MOST:
-            closed = (target for target, callee in self.by_target.items() if callee.circuit == "closed")
+            closed = (
+                target
+                for target, callee in self.by_target.items()
+                if callee.circuit == "closed" and callee.statistics is self._others
+            )
             target = next(closed, next(iter(self.by_target)))
             del self.by_target[target], self._states[target]
 
-    def _build(self, policy: Effective, shared: Shared, streams: bool) -> Handler:
+    def _build(self, target: str, policy: Effective, shared: Shared, streams: bool) -> Handler:
         return client_stack(
             opening(self._transport) if streams else self._send,
+            target=target,
             link=self._transport,
             caller=self._caller,
             policy=policy,
             shared=shared,
             streams=streams,
+            tracer=self._tracer,
         )
 
     def _shared(self, target: str, sources: list[Source]) -> Shared:
@@ -187,7 +217,10 @@ class Callees:
         """
         policy, _ = put_together(sources)
         budget = RetryBudget(policy.retry_budget, policy.retry_reserve)
-        before, state = self._states.get(target, (None, Shared(budget)))
+        before, state = self._states.get(target, (None, None))
+        if state is None:
+            is_counted = len(self._states) < _MOST_COUNTED
+            state = Shared(budget, statistics=CallStatistics() if is_counted else self._others)
         # The stacks that there are go on with what they have.
         shared = replace(state, bounds=replace(state.bounds))
         self._states[target] = policy, shared

@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -17,6 +17,12 @@ from meshkit.errors import ConfigError, MeshError, shortened
 from meshkit.mesh import Mesh, StrPath
 from meshkit.policies import NO_POLICIES, Policies, load
 from meshkit.service import Service
+from meshkit.telemetry.exporting import flush, tracer
+from meshkit.telemetry.otel import exporting
+from meshkit.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from meshkit.transport.nats import NatsTransport
 
 
 @asynccontextmanager
@@ -35,6 +41,7 @@ async def connect(
     tls_ca: StrPath | None = None,
     tls_cert: StrPath | None = None,
     tls_key: StrPath | None = None,
+    metrics_port: int | None = None,
 ) -> AsyncGenerator[Mesh]:
     """Connect to NATS for the time of an `async with` block.
 
@@ -56,6 +63,8 @@ async def connect(
         tls_ca: Certificate authority to check the server by; NATS_CA.
         tls_cert: Client certificate; NATS_CERT.
         tls_key: Its key; NATS_KEY.
+        metrics_port: Where the process answers HTTP on `/metrics`, `/livez` and `/readyz`, on all interfaces;
+            by default nowhere.
 
     Raises:
         Disconnected: No server could be reached, or it refused; the text says which and why.
@@ -89,14 +98,57 @@ async def connect(
         ),
         name=name,
     )
+    tracing = tracer(name)
     await transport.connect(timeout)
-    mesh = Mesh(transport, content=content, policies=policies)
+    telemetry = Telemetry(transport, tracing)
+    mesh = Mesh(transport, content=content, policies=policies, telemetry=telemetry, name=name)
     try:
-        yield mesh
+        async with exporting(telemetry), _showing(telemetry, metrics_port):
+            yield mesh
     finally:
         with anyio.CancelScope(shield=True):
+            mesh.telemetry.stop()
             await mesh.directory.close()
             await transport.close()
+            if tracing is not None:
+                await flush()
+
+
+@asynccontextmanager
+async def reach(url: str | None, *, name: str, timeout: float = 2.0) -> AsyncGenerator["NatsTransport"]:
+    """A connection to NATS alone, for who looks around: nothing is told to OpenTelemetry.
+
+    Args:
+        url: As in `connect`, as the others.
+        name: Likewise.
+        timeout: Likewise.
+
+    Raises:
+        Disconnected: No server could be reached, or it refused; the text says which and why.
+        ConfigError: The environment says what is of no use.
+    """
+    from meshkit.transport.nats import NatsTransport
+    from meshkit.transport.options import options
+
+    transport = NatsTransport(options(url), name=name)
+    await transport.connect(timeout)
+    try:
+        yield transport
+    finally:
+        with anyio.CancelScope(shield=True):
+            await transport.close()
+
+
+def _showing(telemetry: Telemetry, port: int | None) -> AbstractAsyncContextManager[None]:
+    if port is None:
+        return nullcontext()
+    if not isinstance(port, int) or not 0 < port < 65536:  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+        raise ConfigError(f"metrics_port is a port such as 9100, not {shortened(repr(port), 200)}")
+    # Who has no port need not wait for what answers on it.
+    from meshkit.telemetry.listener import listening
+    from meshkit.telemetry.views import pages
+
+    return listening(port, pages(telemetry))
 
 
 def _content(name: str) -> str:

@@ -252,6 +252,21 @@ _BY_CODE = {
         DeadlineExceeded,
     )
 }
+# A handler's own classes arrive as ServiceError: both sides call them by their code.
+_KINDS: dict[type[MeshError], str] = {
+    cls: cls.__name__
+    for cls in (
+        *_BY_CODE.values(),
+        *(Unavailable, NoResponders, Overloaded, Draining, Disconnected, CircuitOpen),
+        *(ConnectionLost, StreamBroken),
+    )
+}
+FAULTS = (*(name for cls, name in _KINDS.items() if cls.code >= 500), "[5-9][0-9]{2}", "[0-9]{4}")
+"""The kinds of errors that count against a service, as regular expressions: the codes from 500 up.
+
+A call that is wrong (400), an answer (404, 409), who asks too much (429) or goes away (499) does not count. A
+circuit breaker that is open does: while it refuses, its target is as good as away.
+"""
 # The value of the Mesh-Nack header names the reason.
 _BY_NACK: dict[str, type[Unavailable]] = {"overloaded": Overloaded, "draining": Draining}
 _NACKS: dict[type[MeshError], str] = {cls: name for name, cls in _BY_NACK.items()}
@@ -260,6 +275,11 @@ _NACKS: dict[type[MeshError], str] = {cls: name for name, cls in _BY_NACK.items(
 def is_answer(error: BaseException) -> bool:
     """Whether a handler ran, and answered with the error on purpose: the callee is well, if not of use."""
     return isinstance(error, ServiceError) and error.code < 500 and error.executed is True
+
+
+def kind(error: MeshError) -> str:
+    """What metrics and traces call an error: its class in the table above, else its code."""
+    return _KINDS.get(type(error)) or str(error.code)
 
 
 def shortened(text: str, most: int = 1000) -> str:

@@ -8,23 +8,24 @@ import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from meshkit import codec
 from meshkit.deadlines import Deadlines
-from meshkit.discovery.description import announce, describe, report
-from meshkit.discovery.protocol import timestamp
+from meshkit.discovery.description import announce, describe
+from meshkit.discovery.health import run_checks
 from meshkit.discovery.responder import Responder
 from meshkit.errors import BadRequest, InternalError, MeshError, Overloaded, Unavailable, to_headers
 from meshkit.headers import render
+from meshkit.layers.access import access
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
 from meshkit.lifespan import Lifespan
-from meshkit.message import CURRENT, DEFAULT_TIMEOUT, TIMEOUT, Context, Handler, Request, Response
-from meshkit.policies import Effective, Source, put_together, served
+from meshkit.message import CURRENT, Context, Handler, Request, Response
+from meshkit.policies import Effective, Source, put_together
+from meshkit.policies import served as serve_policy
 from meshkit.policy import SERVICE_DEFAULTS
 from meshkit.producer import end, produce
 from meshkit.quota.keys import check_field
@@ -32,6 +33,8 @@ from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature
 from meshkit.stack import Bounds, event_stack, server_stack
 from meshkit.subject import LONGEST
+from meshkit.telemetry.accounts import Accounts
+from meshkit.telemetry.tap import Taps
 from meshkit.threads import Threads
 from meshkit.transport import CANCEL, Message, Transport
 from meshkit.transport import Subscription as Interest
@@ -41,15 +44,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshkit.service")
 
+Phase = Literal["starting", "ready", "draining"]
+
 # Seconds that running handlers get to finish when an instance drains.
 DRAIN_TIMEOUT = 30.0
 # Seconds that handlers then get to end when they are cancelled.
 _CANCEL_TIMEOUT = 5.0
 # Refusals that may be on their way at a time; one turn of the loop reads some three thousand calls at most.
 _REFUSALS = 10_000
+# Bytes of a reply from which on it is looked at whether the server takes it.
+_LARGE = 1024
 # Threads for `def` handlers.
 _THREADS = 40
-_TIMEOUT = f"\r\n{TIMEOUT}:".encode()
 
 # From Python 3.12 on a task runs at once, and goes through the event loop only if it has to wait.
 _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
@@ -63,6 +69,13 @@ class Instance:
         mesh: The mesh that its handlers use.
         transport: The connection to serve on.
         instance_id: Unique in the mesh.
+
+    Attributes:
+        id: Its id.
+        name: `service/id`.
+        state: The value of the service's lifespan.
+        phase: Whether it starts, is ready, or drains.
+        report: What it did so far, as a `meshkit.telemetry.report.Report`.
     """
 
     def __init__(self, service: Service, mesh: "Mesh", transport: Transport, instance_id: str) -> None:
@@ -70,17 +83,22 @@ class Instance:
         self.id = instance_id
         self.name = f"{service.name}/{instance_id}"
         self.state: Any = None
+        self.phase: Phase = "starting"
         self._mesh = mesh
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._policy, _ = put_together([Source(SERVICE_DEFAULTS, ""), Source(service.serve, "")])
-        self._statistics = {endpoint: Statistics() for endpoint in service.endpoints}
+        self._accounts = Accounts(service, instance_id, mesh)
+        self.report = self._accounts.report
+        self._taps = Taps(transport, service.name, instance_id)
+        self._checks = {name: functools.partial(self._check, check) for name, check in service.checks.items()}
         self._responder = Responder(
             transport,
             functools.partial(describe, service, instance_id, transport.max_payload),
             functools.partial(announce, service, instance_id),
-            functools.partial(report, service, instance_id, timestamp(datetime.now(UTC)), self._statistics),
-            {name: functools.partial(self._check, check) for name, check in service.checks.items()},
+            self._accounts.stats,
+            self.report,
+            self._checks,
         )
         self._interests: list[Interest] = []
         # In calls whose callers have gone.
@@ -108,6 +126,7 @@ class Instance:
             Forbidden: The connection's user may not subscribe to a subject of the service.
             ConfigError: The policies for an endpoint cannot hold together.
         """
+        self._mesh.telemetry.instances[self.name] = self
         try:
             if (surroundings := self.service.surroundings) is not None:
                 self._lifespan = Lifespan(surroundings(*_wanted(surroundings, self._mesh)))
@@ -115,6 +134,7 @@ class Instance:
             for subscription in self.service.subscriptions:
                 await self._subscribe(subscription, self._events(subscription))
             shared = self._bounds(self._policy, self.service.name)
+            self._accounts.shared = shared.concurrency
             for endpoint in self.service.endpoints:
                 await self._subscribe(endpoint, self._calls(endpoint, shared))
                 # Not in a queue group: nobody but the instance that runs the call knows that it does.
@@ -122,8 +142,11 @@ class Instance:
                 gone = await self._transport.subscribe(of_calls, self._on_gone, optional=True)
                 self._cancels.append(gone)
             await self._responder.start()
+            await self._taps.start()
+            self._mesh.telemetry.reporters.append(self.report)
             await self._transport.flush()
             self._responder.announce()
+            self.phase = "ready"
         except BaseException:
             await self.stop()
             raise
@@ -133,6 +156,7 @@ class Instance:
 
         A cancellation does not cut it short; a second one leaves it to go on by itself.
         """
+        self.phase = "draining"
         stopping = asyncio.create_task(self._stop())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(stopping)
@@ -143,8 +167,15 @@ class Instance:
         finally:
             self._threads.close()
             self._check_threads.close()
-            if self._lifespan is not None:
-                await self._lifespan.leave()
+            try:
+                if self._lifespan is not None:
+                    await self._lifespan.leave()
+            finally:
+                self._mesh.telemetry.instances.pop(self.name, None)
+
+    async def health(self) -> dict[str, str]:
+        """For each of its health checks "ok", or what is wrong; takes a quarter of a second at most."""
+        return await run_checks(self._checks)
 
     async def _drain(self) -> None:
         """Take nothing new, answer what was delivered, wait for what runs."""
@@ -154,7 +185,8 @@ class Instance:
             for request in self._running:
                 self._cancel(request)
             await self._wait_for_tasks(_CANCEL_TIMEOUT)
-        await self._leave(*(interest.close() for interest in self._cancels))
+        await self._leave(self._taps.stop(), *(interest.close() for interest in self._cancels))
+        self._mesh.telemetry.retire(self.report)
         if left := sum(not task.done() for task in self._running.values()):
             log.error("%s: %d handlers do not end when they are cancelled", self.name, left)
 
@@ -199,37 +231,47 @@ class Instance:
             shared: Bounds of the service as a whole.
         """
         said = [*endpoint.serve_policies, *self._mesh.policies.for_endpoint(endpoint.pattern.wire)]
-        policy = served(said, endpoint.pattern.declared)
+        policy = serve_policy(said, endpoint.pattern.declared)
         check_field(policy.rate_limit, endpoint.signature.message, endpoint.pattern.declared)
+        own = self._bounds(policy, endpoint.pattern.declared)
+        self._accounts.own[endpoint] = own.concurrency
         stack = server_stack(
-            self._handler(endpoint.signature),
-            statistics=self._statistics[endpoint],
+            self._handler(endpoint.signature, self._accounts.statistics[endpoint]),
+            subject=endpoint.pattern.wire,
+            tracer=self._mesh.tracer,
+            statistics=self._accounts.statistics[endpoint],
             deadlines=self._deadlines,
-            own=self._bounds(policy, endpoint.pattern.declared),
+            own=own,
             shared=shared,
+            timeout=policy.timeout or None,
+            access=access(endpoint.name, policy.access_log) if policy.access_log else None,
         )
-        most = policy.timeout or math.inf
-        usual = policy.timeout or DEFAULT_TIMEOUT
+        calls = self._taps.add(endpoint, stack)
 
         def take(message: Message) -> None:
             request = self._request(message)
-            self._spawn(request, self._answer(stack, request, usual, most))
+            self._spawn(request, self._answer(calls.stack, request))
 
         return take
 
     def _events(self, subscription: Subscription) -> Callable[[Message], None]:
         """What takes the events of a subscription."""
-        bound = Concurrency(subscription.concurrency, subscription.backlog, subscription.name)
+        own = Concurrency(subscription.concurrency, subscription.backlog, subscription.name)
+        self._accounts.own[subscription] = own
         stack = event_stack(
-            self._handler(subscription.signature),
+            self._handler(subscription.signature, self._accounts.statistics[subscription]),
+            subject=subscription.pattern.wire,
+            tracer=self._mesh.tracer,
+            statistics=self._accounts.statistics[subscription],
             deadlines=self._deadlines,
-            bound=bound,
+            bound=own,
             timeout=subscription.timeout,
         )
+        events = self._taps.add(subscription, stack)
 
         def take(message: Message) -> None:
             request = self._request(message)
-            self._spawn(request, self._absorb(stack, request))
+            self._spawn(request, self._absorb(events.stack, request))
 
         return take
 
@@ -275,13 +317,12 @@ class Instance:
         if not task.done():
             self._running[request] = task
 
-    async def _answer(self, stack: Handler, request: Request, usual: float, most: float) -> None:
+    async def _answer(self, stack: Handler, request: Request) -> None:
         """Handle a call and send the answer, whatever it is."""
         CURRENT.set(request)
         # Both may have been read at once, by a process that was stopped for a while.
         request.is_abandoned = bool(self._gone) and self._is_gone(request)
         try:
-            request.deadline = request.started + min(_time_left(request.head, usual), most)
             response = await stack(request)
         except MeshError as error:
             response = self._refusal(request, error)
@@ -331,14 +372,14 @@ class Instance:
             self._running.pop(request, None)
         request.deadline = math.inf
 
-    def _handler(self, signature: Signature) -> Handler:
+    def _handler(self, signature: Signature, counted: Statistics) -> Handler:
         """The inside of a stack: decode, call the user's function, encode."""
         function, arguments, message = signature.function, signature.arguments, signature.message
 
         async def stream(request: Request) -> Response:
             kind = codec.content_type(request.head, any_if_raw=message)
             given = arguments(request, kind, self._context)
-            return await produce(function(**given), request, kind, self._transport)
+            return await produce(function(**given), request, kind, self._transport, counted)
 
         async def handle(request: Request) -> Response:
             kind = codec.content_type(request.head, any_if_raw=message)
@@ -347,9 +388,18 @@ class Instance:
                 value = await function(**given)
             else:
                 value = await self._threads.run(function, **given)
-            return Response(codec.encode(value, kind))
+            payload = codec.encode(value, kind)
+            if len(payload) > _LARGE:
+                self._check_size(payload)
+            return Response(payload)
 
         return stream if signature.is_stream else handle
+
+    def _check_size(self, payload: bytes) -> None:
+        # Here, and not when it is sent: it is counted, traced and logged as what it is.
+        if len(payload) > self._transport.max_payload:
+            size, most = len(payload), self._transport.max_payload
+            raise InternalError(f"the reply cannot be sent: it has {size:,} bytes, the server takes {most:,}")
 
     def _context(self, request: Request) -> Context:
         return Context(request, self._mesh, self.state)
@@ -367,32 +417,3 @@ class Instance:
 def _wanted(function: Callable[..., Any], argument: Any) -> tuple[Any, ...]:
     """The argument, if the function takes one."""
     return (argument,) if inspect.signature(function).parameters else ()
-
-
-def _time_left(head: bytes, usual: float) -> float:
-    """Seconds that the caller waits.
-
-    Raises:
-        BadRequest: The header is no number of milliseconds.
-    """
-    at = head.rfind(_TIMEOUT)
-    if at < 0:
-        return usual
-    at += len(_TIMEOUT)
-    end = head.find(b"\r\n", at)
-    text = (head[at:end] if end >= 0 else head[at:]).strip()
-    # Twelve digits are thirty years. More would take long to convert, and room in the cache.
-    if len(text) > 12:
-        raise _no_number(text)
-    return _seconds(text)
-
-
-@functools.lru_cache(maxsize=1024)
-def _seconds(text: bytes) -> float:
-    if not text.isdigit():
-        raise _no_number(text)
-    return int(text) / 1000
-
-
-def _no_number(text: bytes) -> BadRequest:
-    return BadRequest(f"{TIMEOUT} {text[:20].decode(errors='replace')!r} is no number of milliseconds")

@@ -13,6 +13,7 @@ from meshkit.message import LONGEST_TIMEOUT, PRIORITIES
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 _SHORTEST = 1e-6  # seconds; what is less could not be read back from what `in_words` writes
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BY = re.compile(r"|caller|header:[!-9;-~]+|field:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _WINDOWS = ("moving", "fixed", "sliding")
@@ -70,6 +71,18 @@ def seconds(value: object) -> float:
     if number < _SHORTEST:
         raise ValueError("the least is a microsecond")
     return number
+
+
+def share(value: object) -> float:
+    """A share: a number from 0 to 1, or text such as `10%`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str):
+        found = _PERCENT.fullmatch(value.strip())
+        value = float(found[1]) / 100 if found else None
+    return _number(0, 1)(value)
 
 
 def _number(least: float, most: float) -> Callable[[object], float]:
@@ -211,7 +224,9 @@ DurationOrNone: TypeAlias = Annotated[float | str | UnsetType | None, Kind(_SECO
 Count: TypeAlias = Annotated[int | UnsetType, Kind("a whole number from 0", _count(0))]
 Positive: TypeAlias = Annotated[int | UnsetType, Kind(_FROM_ONE, _count(1))]
 PositiveOrNone: TypeAlias = Annotated[int | UnsetType | None, Kind(_FROM_ONE, _count(1), optional=True)]
-Share: TypeAlias = Annotated[float | UnsetType, Kind("a number from 0 to 1", _number(0, 1))]
+Share: TypeAlias = Annotated[
+    float | str | UnsetType, Kind("a number from 0 to 1, or text such as '10%'", share)
+]
 Rate: TypeAlias = Annotated[float | UnsetType, Kind("a number from 0", _number(0, LONGEST_TIMEOUT))]
 Flag: TypeAlias = Annotated[bool | UnsetType, Kind("true or false", _flag)]
 Codes: TypeAlias = Annotated[

@@ -3,10 +3,11 @@
 import asyncio
 import functools
 import inspect
+import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 
@@ -38,7 +39,13 @@ from meshkit.policy import CallPolicy
 from meshkit.service import Endpoint, Service, Target
 from meshkit.stream import ROOM, Stream, refuse
 from meshkit.subject import check
+from meshkit.telemetry.report import Called, Report
+from meshkit.telemetry.telemetry import Telemetry
 from meshkit.transport import Transport
+
+if TYPE_CHECKING:
+    from meshkit.telemetry.path import Path
+    from meshkit.telemetry.tracing import Tracer
 
 R = TypeVar("R")
 Errors = type[MeshError] | tuple[type[MeshError], ...]
@@ -61,6 +68,9 @@ class Mesh:
         caller: `service/instance` whose mesh this is; None for a client that is no service.
         policies: For calls, and for the services that are served.
         directory: What services announce; one for all meshes of a connection.
+        telemetry: Who reports, and where traces go; one for all meshes of a connection.
+        tracer: Makes the spans of one instance; by default the connection's.
+        name: What the client is called in metrics.
     """
 
     def __init__(
@@ -71,17 +81,30 @@ class Mesh:
         caller: str | None = None,
         policies: Policies = NO_POLICIES,
         directory: Directory | None = None,
+        telemetry: Telemetry | None = None,
+        tracer: "Tracer | None" = None,
+        name: str | None = None,
     ) -> None:
         self.transport = transport
         self.policies = policies
         self.directory = Directory(transport) if directory is None else directory
+        self.telemetry = telemetry or Telemetry(transport)
+        self.tracer = tracer or self.telemetry.tracer
+        if caller is None:
+            self.telemetry.reporters.append(functools.partial(self._report, name or "client"))
+        self.published = 0
         self._content = content
         # What travels with a message that is given no headers.
         self._head = b"" if content == codec.JSON else wire.line(codec.CONTENT_TYPE, content)
         self._caller = caller
         self._loop = asyncio.get_running_loop()
         self._callees = Callees(
-            transport, self._send, caller=caller, policies=policies, directory=self.directory
+            transport,
+            self._send,
+            caller=caller,
+            policies=policies,
+            directory=self.directory,
+            tracer=self.tracer,
         )
 
     @overload
@@ -189,7 +212,10 @@ class Mesh:
             if fallback is ... or not isinstance(error, fallback_for):
                 raise
             callee.statistics.fallbacks += 1
-            return await _fall_back(fallback, error)
+            if request.span is None:
+                return await _fall_back(fallback, error)
+            with request.span.child("fallback"):
+                return await _fall_back(fallback, error)
 
     @overload
     def stream(
@@ -275,6 +301,7 @@ class Mesh:
             functools.partial(_decode, decoder, kind=kind),
             timeout=LONGEST_TIMEOUT if timeout is None else _seconds(timeout),
             message_timeout=each,
+            statistics=callee.statistics,
         )
 
     def _resolve(
@@ -350,10 +377,16 @@ class Mesh:
         check(subject)
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         current = CURRENT.get()
-        if current is not None:
-            head = merge(current.inherited, head)
+        inherited = b"" if current is None else current.inherited
         payload = b"" if message is None else codec.encode(message, kind)
-        await self.transport.publish(subject, payload, head)
+        if self.tracer is None:
+            await self.transport.publish(subject, payload, merge(inherited, head))
+        else:
+            from meshkit.layers import trace
+
+            event = Request(subject, payload, head, 0.0, math.inf)
+            await trace.publish(self.tracer, self.transport, event, inherited)
+        self.published += 1
 
     @asynccontextmanager
     async def serve(self, service: Service, *, instance_id: str | None = None) -> AsyncGenerator[Instance]:
@@ -370,12 +403,15 @@ class Mesh:
         instance_id = instance_id or new_instance_id()
         if not NAME.match(instance_id):
             raise ValueError(f"instance id {instance_id!r} may hold letters, digits, - and _ only")
+        tracer = self.telemetry.tracer
         mesh = Mesh(
             self.transport,
             content=self._content,
             caller=f"{service.name}/{instance_id}",
             policies=self.policies,
             directory=self.directory,
+            telemetry=self.telemetry,
+            tracer=tracer and tracer.of(service.name, instance_id, service.version),
         )
         instance = Instance(service, mesh, self.transport, instance_id)
         await instance.start()
@@ -389,6 +425,22 @@ class Mesh:
         """What has been called so far, by target: policies, circuit breakers, and what they did."""
         return dict(self._callees.by_target)
 
+    def called(self) -> list[Called]:
+        """What became of the calls, by target; targets that have been idle for ten minutes are left out."""
+        return self._callees.report()
+
+    @property
+    def circuits(self) -> dict[str, str]:
+        """The circuit breakers that are not closed, by target."""
+        return self._callees.circuits
+
+    def reports(self) -> list[Report]:
+        """What was called and served on this connection so far: of each instance, and of the client."""
+        return self.telemetry.reports()
+
+    def _report(self, name: str) -> Report:
+        return self.telemetry.report(name=name, called=self.called(), published=self.published)
+
     async def services(self) -> list[DiscoveredService]:
         """Everything that answers in the mesh, of whatever client; statistics are summed over instances."""
         return await registry.services(self.transport)
@@ -400,6 +452,42 @@ class Mesh:
             NotFound: Nothing of that name answers.
         """
         return await registry.service(self.transport, name)
+
+    async def trace_path(
+        self,
+        subject: str,
+        message: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        deliver: bool = False,
+        timeout: float | str = 2.0,
+    ) -> "Path":
+        """Which way a message takes through the NATS servers, and whom it reaches; servers since 2.11 tell.
+
+        Args:
+            subject: Where to.
+            message: What, as in `call`. Mappings and permissions go by the subject; streams look at the size.
+            headers: To send along.
+            deliver: Whether it is delivered, too, as an event: nobody is asked for a reply.
+            timeout: How long the servers may take to tell, in seconds or as text. Once all of them have told
+                it ends.
+
+        Raises:
+            Forbidden: The connection's user may not publish to the connection's own inbox, or listen on it.
+                That the subject is denied stands in the path's errors.
+            DeadlineExceeded: No server told anything in time.
+            MeshError: The server is older than 2.11.
+            ValueError: The subject, a header or the timeout is none.
+            TypeError: msgspec cannot encode the message.
+        """
+        from meshkit.telemetry import path
+
+        check(subject)
+        head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
+        payload = b"" if message is None else codec.encode(message, kind)
+        return await path.trace(
+            self.transport, subject, payload, head, deliver=deliver, timeout=_seconds(timeout)
+        )
 
 
 def _deadline(now: float, timeout: float | str) -> float:

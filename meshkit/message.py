@@ -59,6 +59,8 @@ class Request(msgspec.Struct, gc=False, eq=False):
         sent: On the callee's side, how many items of a stream have been sent.
         sent_at: On the caller's side, when what may have it wait there had let it through, on the same clock;
             infinite until then.
+        queued: Seconds that it waited for a slot.
+        span: What is traced of it, if traces are made.
     """
 
     subject: str
@@ -71,13 +73,15 @@ class Request(msgspec.Struct, gc=False, eq=False):
     is_abandoned: bool = False
     sent: int = 0
     sent_at: float = math.inf
+    queued: float = 0.0
+    span: Any = None
     _inherited: bytes | None = None
 
     @property
     def inherited(self) -> bytes:
-        """What nested calls inherit, as a head."""
+        """What nested calls inherit, as a head; without the trace where that goes on in spans."""
         if self._inherited is None:
-            self._inherited = inherited(self.head) if self.head else b""
+            self._inherited = inherited(self.head, traced=self.span is not None) if self.head else b""
         return self._inherited
 
     @property
@@ -110,12 +114,19 @@ class Response(msgspec.Struct, gc=False):
     head: bytes = b""
 
 
-def inherited(head: bytes) -> bytes:
+def inherited(head: bytes, *, traced: bool = False) -> bytes:
     """What nested calls inherit of a head: the trace, the priority, and that nothing is to be tried again.
 
     Nothing else: `Nats-*` of one message must never reach another.
+
+    Args:
+        head: Of the request that is handled.
+        traced: Whether a span is made of it: then that and its context's baggage go on in nested calls.
     """
     found = {name.lower(): value for name, value in _INHERITED.findall(head)}
+    if traced:
+        for name in (b"traceparent", b"baggage"):
+            found.pop(name, None)
     return b"".join(b"\r\n%b:%b" % (_SPELLED.get(name, name), value) for name, value in found.items())
 
 

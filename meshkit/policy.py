@@ -111,7 +111,7 @@ class CallPolicy(Policy, frozen=True, kw_only=True):
 
 
 class ServePolicy(Policy, frozen=True, kw_only=True):
-    """What a service does to protect itself, as a whole or one of its endpoints.
+    """What a service does to protect itself, as a whole or one of its endpoints, and what it logs.
 
     Args:
         timeout: How long handling a call may take, whatever the caller says; None for as long as it says.
@@ -120,6 +120,8 @@ class ServePolicy(Policy, frozen=True, kw_only=True):
             as a whole always has one.
         adaptive: Whether that number follows what the latency says, up to `concurrency`, which it needs.
         backlog: How many more wait for their turn.
+        access_log: Which share of the calls gets a line in the access log, such as `"10%"`; if any do, all
+            that fail with a code from 500 on do.
 
     Raises:
         ValueError: A field cannot have its value; the text says which one, and what it may have.
@@ -130,6 +132,7 @@ class ServePolicy(Policy, frozen=True, kw_only=True):
     concurrency: PositiveOrNone = UNSET
     adaptive: Flag = UNSET
     backlog: Count = UNSET
+    access_log: Share = UNSET
 
 
 @functools.cache
@@ -186,9 +189,13 @@ CALL_DEFAULTS = CallPolicy(
     backlog=100,
     priority=None,
 )
-SERVICE_DEFAULTS = ServePolicy(timeout=None, rate_limit=None, concurrency=256, adaptive=False, backlog=256)
+SERVICE_DEFAULTS = ServePolicy(
+    timeout=None, rate_limit=None, concurrency=256, adaptive=False, backlog=256, access_log=0
+)
 # What an endpoint has of its own, within its service's bounds.
-ENDPOINT_DEFAULTS = ServePolicy(timeout=None, rate_limit=None, concurrency=None, adaptive=False, backlog=256)
+ENDPOINT_DEFAULTS = ServePolicy(
+    timeout=None, rate_limit=None, concurrency=None, adaptive=False, backlog=256, access_log=0
+)
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
 

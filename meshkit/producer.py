@@ -11,6 +11,7 @@ from typing import Any
 from meshkit import codec
 from meshkit.errors import BadRequest, Cancelled, InternalError, MeshError, Unavailable, shortened
 from meshkit.headers import find, line, whole
+from meshkit.layers.statistics import Statistics
 from meshkit.message import CREDIT, END, SEQUENCE, Request, Response
 from meshkit.transport import PROBE, Message, Transport
 
@@ -26,7 +27,11 @@ _CREDIT_LINE = f"\r\n{CREDIT}:".encode()
 
 
 async def produce(
-    items: AsyncGenerator[Any, None], request: Request, kind: str, transport: Transport
+    items: AsyncGenerator[Any, None],
+    request: Request,
+    kind: str,
+    transport: Transport,
+    statistics: Statistics,
 ) -> Response:
     """Send what a generator yields.
 
@@ -35,6 +40,7 @@ async def produce(
         request: The request that opened the stream; it counts what was sent.
         kind: Content type of the items.
         transport: The connection.
+        statistics: Where the bytes of the items are counted.
 
     Returns:
         The end of the stream.
@@ -60,6 +66,7 @@ async def produce(
                 if request.sent >= allowance.granted or allowance.out >= WINDOW_BYTES:
                     await allowance.wait()
                 await _send(transport, request, payload, allowance.credit)
+                statistics.sent += len(payload)
                 allowance.note(len(payload))
                 if request.sent % _TURN == 0:
                     await asyncio.sleep(0)

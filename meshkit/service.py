@@ -112,7 +112,7 @@ class Endpoint(Generic[P, T, R]):
     def serve_policies(self) -> list[Source]:
         """What the endpoint does to protect itself, the weakest first."""
         whole = self.service.serve
-        inherited = ServePolicy(timeout=whole.timeout, backlog=whole.backlog)
+        inherited = ServePolicy(timeout=whole.timeout, backlog=whole.backlog, access_log=whole.access_log)
         return [
             Source(inherited, f"service {self.service.name}"),
             Source(self.serve, f"endpoint {self.service.name}.{self.name}"),
@@ -318,6 +318,8 @@ class Service(Group):
         backlog: How many more wait their turn; beyond that a call is refused at once.
         timeout: How long a call may take, where an endpoint says nothing else, in seconds or as text.
         rate_limit: How many calls are let through, to all endpoints together, such as `"1000/second"`.
+        access_log: Which share of the calls gets a line in the access log, where an endpoint says nothing
+            else, such as `"10%"`.
         call: What else callers are to do, where an endpoint says nothing else.
         serve: What else the service as a whole does to protect itself.
 
@@ -337,6 +339,7 @@ class Service(Group):
         backlog: int | UnsetType = UNSET,
         timeout: float | str | UnsetType = UNSET,
         rate_limit: RateLimit | str | Sequence[str] | UnsetType | None = UNSET,
+        access_log: float | str | UnsetType = UNSET,
         call: CallPolicy | None = None,
         serve: ServePolicy | None = None,
     ) -> None:
@@ -355,6 +358,7 @@ class Service(Group):
             concurrency=concurrency,
             backlog=backlog,
             rate_limit=rate_limit,
+            access_log=access_log,
         )
         if self.serve.concurrency is None:
             raise DeclarationError(f"{where}: {UNBOUND_SERVICE}")

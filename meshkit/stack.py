@@ -2,6 +2,7 @@
 
 A stack is built once per endpoint, on the caller's side once for each target, and holds only the layers that
 the policy asks for. "Above" means: outside of, seen first by a request and last by its response.
+While somebody watches live calls, `telemetry/tap.py` puts one more layer above all of the callee's.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from meshkit.policies import Effective
 if TYPE_CHECKING:  # they load libraries that a caller or callee without them need not wait for
     from meshkit.layers.breaker import Breaker
     from meshkit.quota import Quota
+    from meshkit.telemetry.tracing import Tracer
 
 
 @dataclass(slots=True)
@@ -49,31 +51,51 @@ class Shared:
 
 
 def client_stack(
-    send: Handler, *, link: Link, caller: str | None, policy: Effective, shared: Shared, streams: bool = False
+    send: Handler,
+    *,
+    target: str,
+    link: Link,
+    caller: str | None,
+    policy: Effective,
+    shared: Shared,
+    streams: bool = False,
+    tracer: "Tracer | None" = None,
 ) -> Handler:
     """The caller's side, outermost first.
 
     Args:
         send: Hands the request to the transport.
+        target: What is called.
         link: The transport's connection.
         caller: `service/instance` that calls, if it is a service.
         policy: What is to be done; a CallPolicy in which every field is set.
         shared: The state that all calls to the target share.
         streams: Whether the stack opens streams: then the response is the first item.
+        tracer: Makes spans; None where nothing is traced.
     """
-    return _stack(*_client_layers(link, caller, policy, shared, streams=streams), around=send)
+    layers = _client_layers(link, caller, policy, shared, streams=streams)
+    if tracer is not None:
+        from meshkit.layers import trace
+
+        # The span of the call. Above everything, so that it covers all that is done for it.
+        layers = [trace.call(tracer, target, streams=streams), *layers, trace.attempt(target)]
+    return _stack(*layers, around=send)
 
 
 def _client_layers(
     link: Link, caller: str | None, policy: Effective, shared: Shared, *, streams: bool
 ) -> Iterator[Layer]:
-    # Says whose call this is and which trace it belongs to. Above everything, so that every attempt and every
-    # error of the layers below belongs to that trace.
+    # Says whose call this is and which trace it belongs to. Above everything else, so that every attempt and
+    # every error of the layers below belongs to that trace.
     yield propagate(caller, policy.priority)
+    if not streams:
+        # Counts the calls, and what they come to in the end. Above all that can help, wait, refuse or fail. A
+        # stream's end is known to its reader alone.
+        yield shared.statistics.layer
     hedged = policy.hedge is not None and policy.idempotent
     if policy.retries or hedged:
-        # Tries again, and counts the calls that the budget of both is a share of, and those that the layers
-        # below refuse. Above all that can refuse or fail, so that each attempt is judged and bounded anew.
+        # Tries again, and counts the calls that the budget of both is a share of. Above all that can refuse
+        # or fail, so that each attempt is judged and bounded anew.
         yield retry(
             retries=policy.retries,
             idempotent=policy.idempotent,
@@ -83,9 +105,6 @@ def _client_layers(
             budget=shared.budget,
             statistics=shared.statistics,
         )
-    elif policy.breaker or shared.bounds != Bounds():
-        # Counts what the layers below refuse. Above them.
-        yield shared.statistics.refusals
     if policy.hedge is not None and policy.idempotent and not streams:
         # Sends a second copy of what takes long. Below retry, so that both copies are one attempt; above the
         # rest, so that each copy is judged and bounded like any other message.
@@ -109,27 +128,49 @@ def _client_layers(
     if policy.idempotent and policy.attempt_timeout is not None:
         # Bounds an attempt. Below all that waits here, so that only the callee's time counts.
         yield deadline.attempt(policy.attempt_timeout)
-    # Writes the time left into the request. Innermost, so that what the layers above it spend counts.
+    # Writes the time left into the request. Below all others that take time, so that what they spend counts.
     yield deadline.carry_whole if streams else deadline.carry
+    # Counts what is sent. Innermost: what a layer above keeps back is not.
+    yield shared.statistics.attempt
 
 
 def server_stack(
-    handle: Handler, *, statistics: Statistics, deadlines: Deadlines[Request], own: Bounds, shared: Bounds
+    handle: Handler,
+    *,
+    subject: str,
+    statistics: Statistics,
+    deadlines: Deadlines[Request],
+    own: Bounds,
+    shared: Bounds,
+    timeout: float | None = None,
+    tracer: "Tracer | None" = None,
+    access: Layer | None = None,
 ) -> Handler:
     """The callee's side of calls, outermost first.
 
     Args:
         handle: Decodes the message, runs the user's function and encodes its result.
+        subject: The endpoint's.
         statistics: Where requests are counted.
         deadlines: Cancels the task that handles a request at the request's deadline.
         own: The endpoint's own bounds.
         shared: The bounds that it shares with the other endpoints of its service.
+        timeout: Seconds that the endpoint may take; None for no bound but the caller's.
+        tracer: Makes spans; None where nothing is traced.
+        access: Writes the access log; None where there is none.
     """
     quotas = [bounds.quota for bounds in (own, shared) if bounds.quota is not None]
     bounds = [bounds.concurrency for bounds in (own, shared) if bounds.concurrency is not None]
     return _stack(
+        # The span of what is done here. Above everything, so that refusals are traced too.
+        *_trace(tracer, subject),
+        # Writes the access log. Above the layers that refuse and wait, so that refusals are in it, and how
+        # long a call took is all of it; within the span, whose trace it names.
+        *([access] if access is not None else []),
         # Counts every request. Above the layers that refuse, so that refusals are counted too.
         statistics.layer,
+        # Finds out how long the caller waits. Below statistics, so that what cannot be read is counted.
+        deadline.read(timeout),
         # Refuses expired requests. Above the bounds, so that they take no slot and use up no limit, and that
         # waiting for a slot counts against the deadline.
         deadline.enforce(deadlines),
@@ -146,6 +187,14 @@ def server_stack(
     )
 
 
+def _trace(tracer: "Tracer | None", subject: str, *, events: bool = False) -> list[Layer]:
+    if tracer is None:
+        return []
+    from meshkit.layers import trace  # which loads OpenTelemetry
+
+    return [trace.process(tracer, subject) if events else trace.serve(tracer, subject)]
+
+
 def _rate_limit(*quotas: "Quota") -> Layer:
     from meshkit.layers.rate_limit import rate_limit
 
@@ -153,17 +202,30 @@ def _rate_limit(*quotas: "Quota") -> Layer:
 
 
 def event_stack(
-    handle: Handler, *, deadlines: Deadlines[Request], bound: Concurrency, timeout: float | None
+    handle: Handler,
+    *,
+    subject: str,
+    statistics: Statistics,
+    deadlines: Deadlines[Request],
+    bound: Concurrency,
+    timeout: float | None,
+    tracer: "Tracer | None" = None,
 ) -> Handler:
     """The side of who listens to events, outermost first.
 
     Args:
         handle: Decodes the message and runs the user's function.
+        subject: The subscription's.
+        statistics: Where events are counted.
         deadlines: Cancels the task that handles a request at the request's deadline.
         bound: The subscription's bound on concurrency; at 1 it keeps events in order.
         timeout: Seconds that handling one may take, if that is bounded.
+        tracer: Makes spans; None where nothing is traced.
     """
     return _stack(
+        *_trace(tracer, subject, events=True),
+        # Counts every event. Above the bound, so that those that it drops are counted too.
+        statistics.layer,
         bound.layer,
         # Below concurrency, unlike for calls: nobody waits for an event, and its turn comes when it comes.
         *([deadline.within(timeout, deadlines)] if timeout is not None else []),

@@ -7,6 +7,7 @@ says up to which item it has room, and the producer sends no more. `docs/wire.md
 import asyncio
 import contextlib
 import copy
+import functools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from meshkit.errors import (
     shortened,
 )
 from meshkit.headers import NO_RESPONDERS, find, line, whole
+from meshkit.layers.statistics import CallStatistics
 from meshkit.message import CREDIT, CURRENT, END, SEQUENCE, Handler, Opening, Request, Response
 from meshkit.transport import INBOX, Message, Transport
 
@@ -55,6 +57,7 @@ class Stream(Generic[R]):
         decode: Makes an item of what was sent.
         timeout: Seconds that the stream may take in all.
         message_timeout: Seconds that an item may take to come.
+        statistics: Where the stream and its bytes are counted.
     """
 
     def __init__(
@@ -65,7 +68,11 @@ class Stream(Generic[R]):
         *,
         timeout: float,
         message_timeout: float,
+        statistics: CallStatistics,
     ) -> None:
+        self._statistics = statistics
+        # When the statistics were told that it begins, until they are told that it is over.
+        self._begun: float | None = None
         self._arrivals: Arrivals | None = None
         self._is_over = False
         self._failure: MeshError | None = None
@@ -113,18 +120,27 @@ class Stream(Generic[R]):
             request.started = now
             request.until = min(now + self._timeout, math.inf if current is None else current.deadline)
             request.deadline = min(request.until, now + self._message_timeout)
+            self._begun = self._statistics.begin()
             opened = await self._stack(request)
             assert isinstance(opened, _Opened)
             self._arrivals = opened.arrivals
             if self._is_over:  # somebody has closed it meanwhile
                 self._arrivals.leave()
             now = self._loop.time()
-        return await self._arrivals.take(min(request.until, now + self._message_timeout))
+        message = await self._arrivals.take(min(request.until, now + self._message_timeout))
+        if message is not None:
+            self._statistics.received += len(message.payload)
+        return message
 
     def _close(self, failure: MeshError | None = None) -> None:
         self._is_over = True
         # Without its traceback, which leads back here: they would keep each other.
         self._failure = copy.copy(failure)
+        if self._begun is not None:
+            self._statistics.end(self._begun, self._request.queued, failure)
+            self._begun = None
+        if self._request.span is not None:
+            self._request.span.finish(failure, may_be_long=True)
         if self._arrivals is not None:
             self._arrivals.leave()
 
@@ -144,6 +160,12 @@ class Stream(Generic[R]):
         if self._arrivals is not None and not self._is_over:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._arrivals.leave)
+                if self._begun is not None:
+                    self._loop.call_soon_threadsafe(
+                        self._statistics.end, self._begun, self._request.queued, None
+                    )
+                if (span := self._request.span) is not None:
+                    self._loop.call_soon_threadsafe(functools.partial(span.finish, may_be_long=True))
 
 
 class _Opened(Response, kw_only=True):
@@ -165,6 +187,7 @@ def opening(transport: Transport) -> Handler:
 
     async def handle(request: Request) -> Response:
         arrivals = Arrivals(transport, request.subject)
+        denied = transport.denials.unasked
         try:
             async with asyncio.timeout_at(request.deadline):
                 await transport.publish(request.subject, request.payload, request.head, arrivals.reply)
@@ -172,7 +195,8 @@ def opening(transport: Transport) -> Handler:
         except BaseException as error:
             arrivals.leave()
             if isinstance(error, TimeoutError) and not isinstance(error, MeshError):
-                raise DeadlineExceeded("no item came in time") from None
+                why = transport.denials.explain("no item came in time", request.head, denied)
+                raise DeadlineExceeded(why) from None
             raise
         return _Opened(b"", arrivals=arrivals)
 

@@ -14,3 +14,11 @@ def unused_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Connections made after it trace every call; what it has as `spans` is what they sent."""
+    from spans import Recorder  # which loads OpenTelemetry
+
+    return Recorder(monkeypatch)

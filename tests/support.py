@@ -37,3 +37,20 @@ def gated(name="gated", **options):
         return "done"
 
     return service
+
+
+async def fetch(port, path="/metrics", method="GET"):
+    """What an HTTP port answers: status, headers with their names in small letters, body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, body.decode()
+
+
+def values(page):
+    """The values of a page for Prometheus: `{'name{label="value"}': 1.0}`."""
+    lines = [line for line in page.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}

@@ -46,7 +46,7 @@ def relay(name, to):
 
 def last_error(instance, endpoint="wait"):
     """What the endpoint's statistics have as its last error, and how many are in flight."""
-    statistics = next(found for found in instance._statistics.items() if found[0].name == endpoint)[1]
+    statistics = next(found for found in instance._accounts.statistics.items() if found[0].name == endpoint)[1]
     return statistics.last_error, statistics.in_flight
 
 

@@ -59,7 +59,7 @@ async def test_what_waits_keeps_its_turn_and_its_deadline(mesh):
             await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
             await impatient
-        await until(lambda: instance._statistics[note].errors == 1)
+        await until(lambda: instance._accounts.statistics[note].errors == 1)
         service.gate.set()
         await asyncio.gather(first, *rest)
     assert order == [0, 1, 2, 3, 4]

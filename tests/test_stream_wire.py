@@ -21,6 +21,7 @@ from meshkit import (
     producer,
     stream,
 )
+from meshkit.layers.statistics import Statistics
 from meshkit.message import Request
 from meshkit.producer import produce
 from meshkit.stream import WINDOW, Arrivals
@@ -395,7 +396,9 @@ class Play:
         self.arrivals.leave()
 
     async def produce(self):
-        response = await produce(_numbers(self.most, self.size), self.request, "application/json", self.wire)
+        response = await produce(
+            _numbers(self.most, self.size), self.request, "application/json", self.wire, Statistics()
+        )
         await self.wire.publish(self.request.reply, b"", response.head)
 
     async def step(self, step, times):

@@ -5,16 +5,26 @@ have in a mesh: the trace and its caller go on with it, and the time that is lef
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+
+from opentelemetry.context import Context as Empty
+from opentelemetry.context import attach
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
 import meshkit.instance
 from benchmarks.work import Answer, Ask, Call, Figures, answer, check, check_bytes, headers, loads
 from meshkit import CallPolicy, Context, Mesh, Policies, RateLimit, ServePolicy, Service, connect
 from meshkit.stack import Bounds
+from meshkit.telemetry.exporting import provide
 
 # Seconds; a load is one call.
 _LONG = 3600
@@ -47,6 +57,43 @@ def leave_out(layers: Iterable[str]) -> None:
     meshkit.instance.server_stack = lambda handle, **full: stack(handle, **(full | dropped))
 
 
+class Counting(SpanExporter):
+    """Where spans go that nobody is to pay for."""
+
+    count = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Count them."""
+        self.count += len(spans)
+        return SpanExportResult.SUCCESS
+
+
+@contextmanager
+def traced(rate: float | None, *, otlp: bool) -> Iterator[None]:
+    """Have this process traced, if it is to be.
+
+    Args:
+        rate: The share of the traces that is sampled.
+        otlp: Whether spans are sent to a process that takes them, rather than counted.
+    """
+    if rate is None:
+        yield
+        return
+    sampler = ParentBasedTraceIdRatio(rate)
+    if not otlp:
+        provide(Counting(), None, sampler=sampler)
+        yield
+        return
+    command = [sys.executable, "-m", "benchmarks.sink"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sink:  # noqa: S603 # ours
+        assert sink.stdin is not None
+        assert sink.stdout is not None
+        endpoint = f"http://127.0.0.1:{sink.stdout.readline().strip()}/v1/traces"
+        provide(OTLPSpanExporter(endpoint), None, sampler=sampler)
+        yield
+        sink.stdin.close()
+
+
 def secured(url: str, tls: dict[str, str] | None, policies: Policies | None = None) -> Any:
     """A connection."""
     return connect(url, policies=policies, **{f"tls_{name}": file for name, file in (tls or {}).items()})
@@ -61,6 +108,8 @@ async def serve(
     nap: float = 0,
     payload: int = 0,
     tls: dict[str, str] | None = None,
+    trace: float | None = None,
+    otlp: bool = False,
 ) -> AsyncIterator[None]:
     """The echo, with the layers that there are by default, with some of them, or with every one there is."""
     limit = RateLimit(_MANY, window="fixed") if everything else None
@@ -78,29 +127,40 @@ async def serve(
     service.endpoint("bench.echo", serve=serve)(echo_bytes if payload else echo)
     if layers is not None:
         leave_out(layers)
-    async with secured(url, tls) as mesh, mesh.serve(service):
-        yield
+    with traced(trace, otlp=otlp):
+        async with secured(url, tls) as mesh, mesh.serve(service):
+            yield
 
 
 @asynccontextmanager
 async def call(
-    url: str, *, layers: str | None = None, payload: int = 0, tls: dict[str, str] | None = None
+    url: str,
+    *,
+    layers: str | None = None,
+    payload: int = 0,
+    tls: dict[str, str] | None = None,
+    trace: float | None = None,
+    otlp: bool = False,
 ) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
     """The loads, each within a call of a service of its own."""
     driver = Service("driver")
 
     @driver.endpoint("drive.{load}", timeout=_LONG)
     async def drive(arguments: dict[str, Any], load: str, ctx: Context) -> Figures:
+        if trace is not None:
+            # Each call is the root of a trace, else one decision would hold for all of them.
+            attach(Empty())
         return await loads(caller(ctx.mesh, payload))[load](**arguments)
 
     policies = None if layers is None else Policies(call={"bench.echo": _CALLS[layers]})
-    async with secured(url, tls, policies) as mesh, mesh.serve(driver):
+    with traced(trace, otlp=otlp):
+        async with secured(url, tls, policies) as mesh, mesh.serve(driver):
 
-        async def command(load: str, **arguments: Any) -> Figures:
-            trace = {"traceparent": headers(1)["traceparent"]}
-            return await mesh.call(drive.at(load=load), arguments, headers=trace)
+            async def command(load: str, **arguments: Any) -> Figures:
+                headed = {"traceparent": headers(1)["traceparent"]}
+                return await mesh.call(drive.at(load=load), arguments, headers=headed)
 
-        yield {load: partial(command, load) for load in ("sequential", "concurrent", "paced")}
+            yield {load: partial(command, load) for load in ("sequential", "concurrent", "paced")}
 
 
 def caller(mesh: Mesh, payload: int) -> Call:

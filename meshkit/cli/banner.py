@@ -1,20 +1,27 @@
 """What `meshkit run` prints: first what runs, then a line for everything that happens."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from meshkit.cli.output import console, discard
+from meshkit.cli.spans import drawn, plain
 from meshkit.launcher.messages import Endpoint
 from meshkit.launcher.view import Line, Notice, Server, View
+from meshkit.telemetry.logs import JsonFormatter, LogFormat
+from meshkit.telemetry.tree import Span
 
 
-def view() -> View:
-    """The view that suits standard output."""
+def view(form: LogFormat) -> View:
+    """The view that suits standard output, and how the services log."""
+    if form == "json":
+        return _Json()
     return _Terminal() if console.is_terminal else _Plain()
 
 
@@ -22,7 +29,7 @@ class _Terminal:
     def server(self, server: Server) -> None:
         text = Text(f"meshkit {version('meshkit')} · nats-server {server.version}")
         text.append(" (embedded)" if server.embedded else "")
-        console.print(text.append(f" {server.address}", "cyan"))
+        console.print(text.append(f" {_addresses(server)}", "cyan"))
 
     def services(self, lines: Sequence[Line]) -> None:
         console.print()
@@ -48,6 +55,9 @@ class _Terminal:
             console.print(grid)
         console.print()
 
+    def trace(self, spans: Sequence[Span]) -> None:
+        _tell(lambda: console.print(Text("\n").join([*drawn(spans, console.width), Text()])))
+
     def notice(self, notice: Notice) -> None:
         text = Text(_now(), "dim").append(f" {notice.who} ", "not dim bold")
         text.append(notice.what, "not dim red" if notice.trouble else "not dim")
@@ -58,7 +68,7 @@ class _Plain:
     def server(self, server: Server) -> None:
         self._print(f"meshkit {version('meshkit')}")
         embedded = " (embedded)" if server.embedded else ""
-        self._print(f"nats-server {server.version}{embedded} {server.address}")
+        self._print(f"nats-server {server.version}{embedded} {_addresses(server)}")
 
     def services(self, lines: Sequence[Line]) -> None:
         for line in lines:
@@ -69,11 +79,37 @@ class _Plain:
             for subscription in service.subscriptions:
                 self._print(f"subscription {subscription.subject}{_facts(subscription, '')}")
 
+    def trace(self, spans: Sequence[Span]) -> None:
+        self._print("\n".join(plain(spans)))
+
     def notice(self, notice: Notice) -> None:
         self._print(f"{_now()} {notice.who} {notice.what}")
 
     def _print(self, line: str) -> None:
         _tell(lambda: click.echo(line))
+
+
+class _Json(_Plain):
+    """The same, each line as the services' processes log theirs."""
+
+    def notice(self, notice: Notice) -> None:
+        level = "WARNING" if notice.trouble else "INFO"
+        worker = {"worker": notice.who} if "#" in notice.who else {}
+        line = json_line(level, f"{notice.who} {notice.what}", **worker)
+        _tell(lambda: click.echo(line))
+
+    def trace(self, spans: Sequence[Span]) -> None:
+        line = json_line("INFO", f"trace of {len(spans)} spans", trace_id=spans[0].trace, spans=spans)
+        _tell(lambda: click.echo(line))
+
+    def _print(self, line: str) -> None:
+        _tell(lambda: click.echo(json_line("INFO", line)))
+
+
+def json_line(level: str, message: str, **fields: Any) -> str:
+    """What `meshkit run` itself says, as a line of JSON."""
+    said = {"name": "meshkit.run", "levelname": level, "msg": message}
+    return JsonFormatter().format(logging.makeLogRecord(said | fields))
 
 
 def _tell(write: Callable[[], None]) -> None:
@@ -82,6 +118,10 @@ def _tell(write: Callable[[], None]) -> None:
     except OSError:
         # Nobody reads any more (`meshkit run | head`, a terminal that was closed): no reason to drop calls.
         discard()
+
+
+def _addresses(server: Server) -> str:
+    return f"{server.address}, monitoring {server.monitor}" if server.monitor else server.address
 
 
 def _facts(declared: Endpoint, without: str) -> str:

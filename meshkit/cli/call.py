@@ -2,42 +2,26 @@
 
 import asyncio
 import contextlib
-import sys
+from collections.abc import Sequence
 
 import click
 import msgspec
 
+from meshkit.cli.message import NOT_JSON, addressed, duration, encoded, header_option, message_argument
 from meshkit.cli.output import nats_option, print_json
 from meshkit.connecting import connect
 from meshkit.errors import BadReply, MeshError
-from meshkit.headers import check as check_headers
-from meshkit.knobs import seconds
 from meshkit.launcher.config import policies_here
-from meshkit.subject import check
-
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    duration: float | str = value
-    with contextlib.suppress(ValueError):
-        duration = float(value)
-    try:
-        return seconds(duration)
-    except ValueError:
-        raise click.BadParameter("seconds above 0, or text such as 250ms, is wanted.", ctx, param) from None
 
 
 @click.command()
 @click.argument("subject")
-@click.argument("message", metavar="[JSON]", required=False)
-@click.option("--header", "headers", metavar="NAME:VALUE", multiple=True, help="Send a header; repeatable.")
+@message_argument
+@header_option
 @click.option(
     "--timeout",
     metavar="DURATION",
-    callback=_seconds,
+    callback=duration,
     help="How long the reply or an item may take, in seconds or as 250ms.  "
     "[default: meshkit.toml's, else what the service announces, else 5]",
 )
@@ -48,7 +32,7 @@ def call(
     subject: str,
     message: str | None,
     *,
-    headers: tuple[str, ...],
+    headers: Sequence[str],
     timeout: float | None,
     stream: bool,
     raw: bool,
@@ -63,13 +47,8 @@ def call(
       meshkit call hotel.rooms.book '{"room": 12, "guest": "Ann"}'
       meshkit call hotel.rooms.greet '"Ann"'
     """  # noqa: D301 - the backspace character keeps click from wrapping the lines
-    payload = _payload(message, raw=raw)
-    given = dict(_header(header) for header in headers)
-    try:
-        check(subject)
-        check_headers(given)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    payload = encoded(message, raw=raw)
+    given = addressed(subject, headers)
 
     async def run() -> None:
         async with connect(nats, name="meshkit", policies=policies_here()) as mesh:
@@ -94,25 +73,5 @@ def _print(reply: bytes, *, raw: bool) -> None:
     elif reply:
         try:
             print_json(msgspec.Raw(msgspec.json.format(reply, indent=-1)))
-        except _NOT_JSON as error:
+        except NOT_JSON as error:
             raise BadReply(f"the reply is not JSON: {error}; --raw prints it as it is") from None
-
-
-def _payload(message: str | None, *, raw: bool) -> bytes:
-    payload = sys.stdin.buffer.read() if message == "-" else (message or "").encode()
-    if payload and not raw:
-        try:
-            msgspec.json.decode(payload)
-        except _NOT_JSON as error:
-            raise click.UsageError(
-                f"the message is not JSON: {error}; "
-                "a string has quotes of its own, within the shell's: '\"Ann\"'"
-            ) from None
-    return payload
-
-
-def _header(header: str) -> tuple[str, str]:
-    name, colon, value = header.partition(":")
-    if not colon:
-        raise click.UsageError(f"--header {header!r} has no colon; write NAME:VALUE")
-    return name.strip(), value.strip()

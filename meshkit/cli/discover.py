@@ -8,7 +8,7 @@ from typing import TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from meshkit.connecting import connect
+from meshkit.connecting import reach
 from meshkit.discovery import registry
 from meshkit.discovery.protocol import PingResponse
 from meshkit.errors import ConfigError, MeshError
@@ -32,8 +32,8 @@ def ask(url: str | None, question: Callable[[Transport], Awaitable[T]], *, timeo
     """
 
     async def connected() -> T:
-        async with connect(url, name="meshkit", timeout=timeout) as mesh:
-            return await question(mesh.transport)
+        async with reach(url, name="meshkit", timeout=timeout) as transport:
+            return await question(transport)
 
     return asyncio.run(connected())
 

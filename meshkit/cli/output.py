@@ -24,6 +24,12 @@ nats_option = click.option(
     show_envvar=True,
     help="The NATS server.",
 )
+monitor_port_option = click.option(
+    "--monitor-port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Where the nats-server tells of itself over HTTP, for `meshkit metrics --server`; 0: a free one.",
+)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -54,7 +60,7 @@ def print_json(value: Any) -> None:
         value: Anything that msgspec encodes.
     """
     encoded = msgspec.json.encode(value)
-    click.echo(_shown(msgspec.json.format(encoded, indent=2).decode()) if console.is_terminal else encoded)
+    click.echo(escaped(msgspec.json.format(encoded, indent=2).decode()) if console.is_terminal else encoded)
 
 
 def discard() -> None:
@@ -63,7 +69,7 @@ def discard() -> None:
         os.dup2(nothing.fileno(), 1)
 
 
-def _shown(text: str) -> str:
+def escaped(text: str) -> str:
     """JSON with what drives the terminal, or turns around the text on it, as JSON escapes it."""
     return "".join(
         letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text

@@ -1,16 +1,34 @@
 """`meshkit run`."""
 
-from typing import Any
+import contextlib
+from typing import Any, get_args
 
 import anyio
 import click
 
-from meshkit.cli.banner import view
-from meshkit.cli.exits import ExitCode
-from meshkit.cli.output import nats_option
+from meshkit.cli.banner import json_line, view
+from meshkit.cli.exits import ExitCode, exit_code
+from meshkit.cli.output import monitor_port_option, nats_option
+from meshkit.errors import ConfigError, DeclarationError, MeshError
+from meshkit.knobs import share
 from meshkit.launcher.fleet import LaunchError
 from meshkit.launcher.launch import Killed, Options, launch
 from meshkit.loop import NAMES
+from meshkit.telemetry.logs import LogFormat, configure
+
+
+def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    given: float | str = value
+    with contextlib.suppress(ValueError):
+        given = float(value)
+    try:
+        return share(given)
+    except ValueError:
+        raise click.BadParameter(
+            "a number from 0 to 1, or text such as 10%, is wanted.", ctx, param
+        ) from None
 
 
 @click.command()
@@ -30,6 +48,27 @@ from meshkit.loop import NAMES
     show_default=True,
     help="What the services' processes log.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(get_args(LogFormat)),
+    default="text",
+    show_default=True,
+    help="What it looks like; json: a JSON object a line, also what is said here.",
+)
+@click.option(
+    "--access-log",
+    metavar="SHARE",
+    callback=_share,
+    help="Log this share of the calls, such as 10%, and all that fail with a code from 500 on.",
+)
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="Have the first worker answer HTTP here, the next one on the next port: /metrics, /livez, /readyz.",
+)
+@monitor_port_option
+@click.option("--trace", is_flag=True, help="Show every call as a tree of what was done for it.")
 @click.pass_context
 def run(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
     """Run services until Ctrl-C.
@@ -39,10 +78,16 @@ def run(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
 
     Without a NATS server, in NATS_URL or otherwise, an embedded one runs as long as the services do.
     """
+    form: LogFormat = options["log_format"]
+    if form == "json":
+        configure(form, "warning")
     try:
-        anyio.run(launch, Options(targets=targets or (".",), **options), view())
-    except LaunchError as error:
-        click.echo(f"meshkit: {error}", err=True)
-        ctx.exit(ExitCode.FAILURE)
+        anyio.run(launch, Options(targets=targets or (".",), **options), view(form))
+    except (LaunchError, MeshError, ConfigError, DeclarationError) as error:
+        if form == "text" and not isinstance(error, LaunchError):
+            raise
+        text = str(getattr(error, "message", error))
+        click.echo(json_line("ERROR", text) if form == "json" else f"meshkit: {text}", err=True)
+        ctx.exit(ExitCode.FAILURE if isinstance(error, LaunchError) else exit_code(error))
     except Killed as killed:
         ctx.exit(ExitCode.SIGNAL + killed.number)

@@ -1,7 +1,8 @@
 """What a service says of itself: the protocol's INFO and STATS, drawn from its declaration and statistics."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,10 +20,12 @@ from meshkit.discovery.protocol import (
     EndpointStats,
     InfoResponse,
     StatsResponse,
+    timestamp,
 )
 from meshkit.layers.statistics import Statistics
 from meshkit.policies import put_together
 from meshkit.service import Endpoint, Service
+from meshkit.telemetry.report import Served
 
 log = logging.getLogger("meshkit.discovery")
 
@@ -114,31 +117,31 @@ def _metadata(endpoint: Endpoint[..., Any, Any], *, schemas: bool) -> dict[str, 
     return metadata | dict(endpoint.metadata)
 
 
-def report(
-    service: Service,
-    instance_id: str,
-    started: str,
-    statistics: Mapping[Endpoint[..., Any, Any], Statistics],
+def stats(
+    service: Service, instance_id: str, started: datetime, statistics: Iterable[tuple[Statistics, Served]]
 ) -> StatsResponse:
     """The answer to `$SRV.STATS`.
 
     Args:
         service: What is reported on.
         instance_id: The instance that reports.
-        started: When it started, as the protocol writes it.
-        statistics: What its endpoints have counted.
+        started: When it started.
+        statistics: What was counted of each of its endpoints, and what is reported of it.
     """
     return StatsResponse(
         name=service.name,
         id=instance_id,
         version=service.version,
         metadata=dict(service.metadata),
-        started=started,
-        endpoints=tuple(_stats(endpoint, counted) for endpoint, counted in statistics.items()),
+        started=timestamp(started),
+        endpoints=tuple(
+            _stats(endpoint, *counted)
+            for endpoint, counted in zip(service.endpoints, statistics, strict=True)
+        ),
     )
 
 
-def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics) -> EndpointStats:
+def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics, served: Served) -> EndpointStats:
     nanoseconds = int(counted.processing * 1e9)
     return EndpointStats(
         name=endpoint.name,
@@ -149,5 +152,5 @@ def _stats(endpoint: Endpoint[..., Any, Any], counted: Statistics) -> EndpointSt
         last_error=counted.last_error,
         processing_time=nanoseconds,
         average_processing_time=nanoseconds // max(1, counted.requests),
-        data={"in_flight": counted.in_flight},
+        data=served,
     )

@@ -13,6 +13,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from meshkit.telemetry.distribution import Count
+
 # Anchored, without `$`, which would let a trailing newline through.
 NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
 """Names of services and of endpoints."""
@@ -91,11 +93,11 @@ class EndpointStats(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     subject: str
     queue_group: str = ""
-    num_requests: int = 0
-    num_errors: int = 0
+    num_requests: Count = 0
+    num_errors: Count = 0
     last_error: str = ""
-    processing_time: int = 0
-    average_processing_time: int = 0
+    processing_time: Count = 0
+    average_processing_time: Count = 0
     data: Any = msgspec.UNSET
 
 

@@ -15,6 +15,7 @@ import msgspec
 from meshkit.discovery.directory import ANNOUNCE
 from meshkit.discovery.health import Check, HealthResponse, health_subject, run_checks
 from meshkit.discovery.protocol import InfoResponse, StatsResponse, control_subject
+from meshkit.telemetry.report import STATS, Report
 from meshkit.transport import Message, Subscription, Transport
 
 log = logging.getLogger("meshkit.discovery")
@@ -29,7 +30,8 @@ class Responder:
         transport: The connection to answer on.
         describe: What the instance is; asked once, as `start` begins.
         announce: What callers are to know before they call.
-        stats: What it did so far; asked for each request, so it must be quick.
+        stats: What its endpoints did so far; asked for each request, so it must be quick.
+        report: All that it did so far; likewise.
         checks: Its health checks by name. Without any it is healthy as long as it answers.
     """
 
@@ -39,6 +41,7 @@ class Responder:
         describe: Callable[[], InfoResponse],
         announce: Callable[[], InfoResponse],
         stats: Callable[[], StatsResponse],
+        report: Callable[[], Report],
         checks: Mapping[str, Check] | None = None,
     ) -> None:
         self._transport = transport
@@ -47,6 +50,7 @@ class Responder:
         # Where, and what.
         self._announcement: tuple[str, bytes] | None = None
         self._stats = stats
+        self._report = report
         self._checks = checks or {}
         self._subscriptions: list[Subscription] = []
         self._answering: set[asyncio.Task[None]] = set()
@@ -59,11 +63,15 @@ class Responder:
             control_subject("INFO"): partial(_constant, msgspec.json.encode(info)),
             control_subject("STATS"): self._answer_stats,
             health_subject(): partial(self._answer_health, info),
+            STATS: self._answer_report,
         }
         for subject, answer in answers.items():
             for scope in ("", f".{info.name}", f".{info.name}.{info.id}"):
                 on_request = partial(self._on_request, answer)
-                self._subscriptions.append(await self._transport.subscribe(subject + scope, on_request))
+                interest = await self._transport.subscribe(
+                    subject + scope, on_request, optional=subject == STATS
+                )
+                self._subscriptions.append(interest)
         announcement = msgspec.json.encode(self._announce())
         if len(announcement) > self._transport.max_payload:
             log.warning("%s has too many endpoints for one message; policies are not announced", info.name)
@@ -88,6 +96,9 @@ class Responder:
 
     async def _answer_stats(self) -> bytes:
         return msgspec.json.encode(self._stats())
+
+    async def _answer_report(self) -> bytes:
+        return msgspec.json.encode(self._report())
 
     async def _answer_health(self, info: InfoResponse) -> bytes:
         checks = await run_checks(self._checks)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import operator
 import os
 import signal
@@ -20,6 +21,8 @@ from meshkit.launcher.messages import GRACE, Event, Failed, Job
 from meshkit.launcher.targets import Source
 from meshkit.service import Service
 
+log = logging.getLogger("meshkit.run")
+
 _ABOVE_USER_CODE = {"__main__", "anyio", "asyncio", "contextlib", "importlib", "meshkit", "uvloop"}
 
 
@@ -29,6 +32,7 @@ class Launcher:
     def __init__(self) -> None:
         self._orders = os.fdopen(os.dup(0), "rb")
         self._events = os.fdopen(os.dup(1), "wb")
+        self._telling = threading.Lock()
         # Neither what user code prints nor the processes that it starts get at the pipes.
         with Path(os.devnull).open("rb") as nothing:
             os.dup2(nothing.fileno(), 0)
@@ -39,8 +43,8 @@ class Launcher:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def tell(self, event: Event) -> None:
-        """Send an event to the launcher."""
-        with contextlib.suppress(BrokenPipeError):  # it is gone: nobody is left to be told
+        """Send an event to the launcher, from any thread."""
+        with self._telling, contextlib.suppress(BrokenPipeError):  # it is gone: nobody is left to be told
             self._events.write(msgspec.json.encode(event) + b"\n")
             self._events.flush()
 
@@ -114,8 +118,12 @@ def failures_told(launcher: Launcher) -> Generator[None]:
         lines = [line for line in frames if "importlib" not in line.filename]
         where = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
         failed = Failed(f"{where}there is no module {error.name!r} in {sys.prefix}", mistake=True)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is shown
-        traceback.print_exception(type(error), error, _user_frames(error))
+    except (Exception, SystemExit) as error:  # whatever it is, it is shown
+        frames = _user_frames(error)
+        if launcher.job.log_format == "json":
+            log.critical("%s failed", launcher.job.source.target, exc_info=(type(error), error, frames))
+        else:
+            traceback.print_exception(type(error), error, frames)
         failed = Failed(traceback.format_exception_only(error)[-1].strip(), mistake=False)
     else:
         return

@@ -11,11 +11,14 @@ from meshkit.launcher import child
 from meshkit.launcher.messages import Described, Description, Endpoint
 from meshkit.launcher.targets import Source
 from meshkit.service import Service
+from meshkit.telemetry.logs import configure
 
 
 def main() -> None:
     """Describe the services of the job's source."""
     launcher = child.Launcher()
+    if launcher.job.log_format == "json":
+        configure("json", "warning")
     with child.failures_told(launcher):
         services = child.load(launcher.job.source)
         described = Described([_description(service) for service in services], _folder(launcher.job.source))

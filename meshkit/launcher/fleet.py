@@ -1,5 +1,7 @@
 """From targets to what is to run: which services there are, found out by processes of their own."""
 
+from collections.abc import Iterator
+
 import anyio
 import msgspec
 
@@ -9,6 +11,7 @@ from meshkit.launcher.messages import Described, Failed, Job
 from meshkit.launcher.targets import Targets
 from meshkit.launcher.view import Line
 from meshkit.loop import LoopName, chosen
+from meshkit.telemetry.logs import LogFormat
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -30,7 +33,16 @@ class LaunchError(Exception):
 
 
 async def muster(
-    targets: Targets, *, url: str, workers: int | None, log_level: str, loop: LoopName | None
+    targets: Targets,
+    *,
+    url: str,
+    workers: int | None,
+    log_level: str,
+    loop: LoopName | None,
+    log_format: LogFormat = "text",
+    access_log: float | None = None,
+    metrics_port: int | None = None,
+    trace: bool = False,
 ) -> Fleet:
     """Find out what is to run.
 
@@ -39,14 +51,18 @@ async def muster(
         url: The NATS server.
         workers: Processes for each service; None for what its meshkit.toml says.
         log_level: The least level of what they log.
+        log_format: What it looks like.
+        access_log: Which share of the calls is in the access log; None for what is said elsewhere.
         loop: The event loop they run on; None for what its meshkit.toml says.
+        metrics_port: The first worker's port for HTTP, from which on each has one; None for none.
+        trace: Whether they tell their spans.
 
     Raises:
         ConfigError: A target or a declaration is wrong, two services have the same name, or there is no such
-            loop.
+            loop or port.
         LaunchError: User code does not import; its traceback is on standard error.
     """
-    answers = await _describe([Job(source, url=url, log_level=log_level) for source in targets.sources])
+    answers = await _describe([Job(source, url=url, log_format=log_format) for source in targets.sources])
     fleet = Fleet([], [], set(targets.folders))
     places: dict[str, str] = {}
     for source, answer in zip(targets.sources, answers, strict=True):
@@ -60,13 +76,29 @@ async def muster(
             if name in places:
                 raise ConfigError(f"{source.target}: service {name!r} comes from {places[name]} already")
             places[name] = source.target
-            wanted = msgspec.structs.replace(source, service=name)
+            serve = source.serve
+            if access_log is not None:
+                serve = msgspec.structs.replace(serve, access_log=access_log)
+            wanted = msgspec.structs.replace(source, service=name, serve=serve)
             count = workers or source.table.workers
             on = chosen(loop or source.table.loop)
             fleet.lines.append(Line(service, count, on))
             numbers = range(1, count + 1)
-            fleet.jobs.extend(Job(wanted, f"{name}#{number}", url, log_level, on) for number in numbers)
+            fleet.jobs.extend(
+                Job(wanted, f"{name}#{number}", url, log_level, log_format, on) for number in numbers
+            )
+    if trace:
+        fleet.jobs[:] = [msgspec.structs.replace(job, trace=True) for job in fleet.jobs]
+    if metrics_port is not None:
+        fleet.jobs[:] = _with_ports(fleet.jobs, metrics_port)
     return fleet
+
+
+def _with_ports(jobs: list[Job], first: int) -> Iterator[Job]:
+    if (last := first + len(jobs) - 1) > 65535:
+        raise ConfigError(f"{len(jobs)} workers need the ports {first} to {last}, and 65535 is the last one")
+    for port, job in enumerate(jobs, first):
+        yield msgspec.structs.replace(job, metrics_port=port)
 
 
 async def _describe(jobs: list[Job]) -> list[Described | Failed]:

@@ -13,8 +13,10 @@ from meshkit.launcher.beside import beside
 from meshkit.launcher.fleet import Fleet, LaunchError, muster
 from meshkit.launcher.server import server
 from meshkit.launcher.supervisor import supervise
+from meshkit.launcher.traces import Traces
 from meshkit.launcher.view import Notice, View
 from meshkit.loop import LoopName, chosen
+from meshkit.telemetry.logs import LogFormat
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +28,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         workers: Processes for each service; None for what meshkit.toml says, else one.
         reload: Whether to start anew when a file changes.
         log_level: The least level of what the workers log.
+        log_format: What it looks like.
+        access_log: Which share of the calls is in the services' access log; None for what is said elsewhere.
         loop: The event loop they run on; None for what meshkit.toml says, else the best there is.
+        metrics_port: The first worker's port for HTTP, from which on each has one; None for none.
+        monitor_port: The port on which the embedded server tells of itself; None for none.
+        trace: Whether traces are shown.
     """
 
     targets: Sequence[str]
@@ -34,7 +41,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     reload: bool = False
     log_level: str = "info"
+    log_format: LogFormat = "text"
+    access_log: float | None = None
     loop: LoopName | None = None
+    metrics_port: int | None = None
+    monitor_port: int | None = None
+    trace: bool = False
 
 
 class Killed(Exception):
@@ -76,6 +88,7 @@ class _Run:
         self._view = view
         self._stop: anyio.Event | None = None  # of the fleet that runs
         self._next: Fleet | None = None  # runs after it
+        self._traces = Traces()
         self._is_ending = False
         self.killed_by: int | None = None
 
@@ -103,18 +116,29 @@ class _Run:
             reload.require()
         for source in found.sources:
             chosen(self._options.loop or source.table.loop)  # what is missing is said before anything starts
-        async with server(self._options.nats or found.nats, self._view) as nats:
+        async with server(self._options.nats or found.nats, self._view, self._options.monitor_port) as nats:
             fleet = await self._muster(found, nats.url)
             self._view.server(nats)
             self._view.services(fleet.lines)
             reloading = beside(self._follow_files, fleet, nats.url)
-            async with reloading if self._options.reload else contextlib.nullcontext():
+            async with (
+                reloading if self._options.reload else contextlib.nullcontext(),
+                beside(self._traces.show, self._view) if self._options.trace else contextlib.nullcontext(),
+            ):
                 await self._serve(fleet)
 
     async def _muster(self, found: targets.Targets, url: str) -> Fleet:
         options = self._options
         return await muster(
-            found, url=url, workers=options.workers, log_level=options.log_level, loop=options.loop
+            found,
+            url=url,
+            workers=options.workers,
+            log_level=options.log_level,
+            log_format=options.log_format,
+            access_log=options.access_log,
+            loop=options.loop,
+            metrics_port=options.metrics_port,
+            trace=options.trace,
         )
 
     async def _serve(self, fleet: Fleet | None) -> None:
@@ -123,7 +147,7 @@ class _Run:
         while fleet and not self._is_ending:
             self._stop, self._next = anyio.Event(), None
             try:
-                is_clean &= await supervise(fleet.jobs, self._stop, self._view)
+                is_clean &= await supervise(fleet.jobs, self._stop, self._view, self._traces)
             except ConfigError as error:
                 if not self._options.reload or self._is_ending:
                     raise

@@ -5,6 +5,8 @@ import msgspec
 from meshkit.instance import DRAIN_TIMEOUT
 from meshkit.launcher.targets import Source
 from meshkit.loop import LoopName
+from meshkit.telemetry.logs import LogFormat
+from meshkit.telemetry.tree import Span
 
 GRACE = DRAIN_TIMEOUT + 5.0
 """Seconds after which a process that was told to stop is killed."""
@@ -18,14 +20,20 @@ class Job(msgspec.Struct, frozen=True):
         worker: The name of the process, `rooms#1`.
         url: The NATS server.
         log_level: The least level of the messages that are logged.
+        log_format: What they look like.
         loop: The event loop to run on.
+        metrics_port: Where it answers HTTP; None for nowhere.
+        trace: Whether it tells its spans.
     """
 
     source: Source
     worker: str = ""
     url: str = ""
     log_level: str = "info"
+    log_format: LogFormat = "text"
     loop: LoopName = "auto"
+    metrics_port: int | None = None
+    trace: bool = False
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -62,6 +70,13 @@ class Stopped(msgspec.Struct, tag=True, frozen=True):
     """From a worker: everything it took is answered."""
 
 
+class Spans(msgspec.Struct, tag=True, frozen=True):
+    """From a worker: spans that have ended, and how many traces it left out since it last told."""
+
+    spans: list[Span]
+    left_out: int = 0
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """From a process: it cannot do its job.
 
@@ -74,4 +89,4 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     mistake: bool
 
 
-Event = Described | Ready | Stopped | Failed
+Event = Described | Ready | Stopped | Spans | Failed

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import anyio
 
-from meshkit.connecting import connect
+from meshkit.connecting import reach
 from meshkit.errors import ConfigError
 from meshkit.launcher.beside import beside
 from meshkit.launcher.supervisor import delays
@@ -18,35 +18,44 @@ _CHECK = 0.2  # seconds between two looks at whether the embedded server is aliv
 
 
 @contextlib.asynccontextmanager
-async def server(url: str | None, view: View) -> AsyncGenerator[Server]:
+async def server(url: str | None, view: View, monitor_port: int | None = None) -> AsyncGenerator[Server]:
     """Have a server for the time of the block.
 
     Args:
         url: The one to use; None for an embedded one.
         view: Is told what happens to an embedded one.
+        monitor_port: Where an embedded one tells of itself over HTTP; 0 for a free port, None for nowhere.
 
     Raises:
         Disconnected: It cannot be reached.
-        ConfigError: There is no nats-server to embed.
+        ConfigError: There is no nats-server to embed, or a port for it is taken.
     """
     if url is not None:
-        async with connect(url, name="meshkit run") as mesh:
-            reached = Server(url, mesh.transport.server_url, mesh.transport.server_version, embedded=False)
+        if monitor_port is not None:
+            raise ConfigError(f"--monitor-port is for an embedded nats-server, and {url} is to be used")
+        async with reach(url, name="meshkit run") as transport:
+            reached = Server(url, transport.server_url, transport.server_version, embedded=False)
         yield reached
         return
-    embedded = _start()
+    embedded = _start(monitor_port)
     try:
         async with beside(_keep, embedded, view):
-            yield Server(embedded.url, embedded.url, embedded.version, embedded=True)
+            yield Server(
+                embedded.url,
+                embedded.url,
+                embedded.version,
+                embedded=True,
+                monitor=embedded.monitor_url,
+            )
     finally:
         embedded.stop()
 
 
-def _start() -> EmbeddedServer:
+def _start(monitor: int | None) -> EmbeddedServer:
     """Start a server where clients look by default if nothing is there, else on a free port."""
     with contextlib.suppress(ConfigError):  # somebody else was faster to take the port
-        return _started(EmbeddedServer(port=_port()))
-    return _started(EmbeddedServer())
+        return _started(EmbeddedServer(port=_port(), monitor=monitor))
+    return _started(EmbeddedServer(monitor=monitor))
 
 
 def _port() -> int | None:

@@ -8,7 +8,8 @@ import anyio
 from meshkit.errors import ConfigError
 from meshkit.launcher import process
 from meshkit.launcher.beside import beside
-from meshkit.launcher.messages import GRACE, Described, Event, Failed, Job, Ready, Stopped
+from meshkit.launcher.messages import GRACE, Described, Event, Failed, Job, Ready, Spans, Stopped
+from meshkit.launcher.traces import Traces
 from meshkit.launcher.view import Notice, View
 
 FIRST_DELAY = 0.1
@@ -19,7 +20,7 @@ STEADY = 10.0
 """Seconds after which a worker counts as running well: its next crash is a first one."""
 
 
-async def supervise(jobs: Iterable[Job], stop: anyio.Event, view: View) -> bool:
+async def supervise(jobs: Iterable[Job], stop: anyio.Event, view: View, traces: Traces) -> bool:
     """Keep a worker running for each job until `stop` is set, and drain them.
 
     A cancellation kills them.
@@ -28,6 +29,7 @@ async def supervise(jobs: Iterable[Job], stop: anyio.Event, view: View) -> bool:
         jobs: What the workers do.
         stop: Set from outside; and when a worker fails with a mistake that a restart does not mend.
         view: Is told what happens.
+        traces: Gets the spans that the workers tell of.
 
     Returns:
         Whether each drained as it should.
@@ -35,7 +37,7 @@ async def supervise(jobs: Iterable[Job], stop: anyio.Event, view: View) -> bool:
     Raises:
         ConfigError: The sentence of that mistake, when all are drained.
     """
-    crew = [_Worker(job, stop, view) for job in jobs]
+    crew = [_Worker(job, stop, view, traces) for job in jobs]
     async with anyio.create_task_group() as tasks:
         for worker in crew:
             tasks.start_soon(worker.keep)
@@ -54,10 +56,11 @@ def delays() -> Iterator[float]:
 
 
 class _Worker:
-    def __init__(self, job: Job, stop: anyio.Event, view: View) -> None:
+    def __init__(self, job: Job, stop: anyio.Event, view: View, traces: Traces) -> None:
         self._job = job
         self._stop = stop
         self._view = view
+        self._traces = traces
         self._is_serving = False
         self._reason = ""
         self.mistake = ""
@@ -93,9 +96,12 @@ class _Worker:
         match event:
             case Ready():
                 self._is_serving = True
-                self._say("ready")
+                port = self._job.metrics_port
+                self._say("ready" if port is None else f"ready, metrics on port {port}")
             case Stopped():
                 self._is_serving = False
+            case Spans():
+                self._traces.add(event, anyio.current_time())
             case Failed(text, mistake=True):
                 self.mistake = text
                 self._stop.set()

@@ -7,6 +7,7 @@ import msgspec
 
 from meshkit.launcher.messages import Description
 from meshkit.loop import Loop
+from meshkit.telemetry.tree import Span
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -17,12 +18,14 @@ class Server(msgspec.Struct, frozen=True):
         address: The same without credentials.
         version: Its version.
         embedded: Whether it ends with the services.
+        monitor: Where an embedded one tells of itself over HTTP; empty for nowhere.
     """
 
     url: str
     address: str
     version: str
     embedded: bool
+    monitor: str = ""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -56,6 +59,10 @@ class View(Protocol):
 
     def services(self, lines: Sequence[Line]) -> None:
         """These services start."""
+        ...
+
+    def trace(self, spans: Sequence[Span]) -> None:
+        """These spans are a trace."""
         ...
 
     def notice(self, notice: Notice) -> None:

@@ -3,7 +3,6 @@
 It serves until SIGTERM, SIGINT or the end of the launcher, then answers what it has taken and ends.
 """
 
-import logging
 import signal
 
 import anyio
@@ -17,21 +16,20 @@ from meshkit.launcher import child
 from meshkit.launcher.messages import Ready, Stopped
 from meshkit.policy import ServePolicy
 from meshkit.service import Service
+from meshkit.telemetry.logs import configure
 
 
 def main() -> None:
     """Serve the job's service."""
     launcher = child.Launcher()
     job = launcher.job
-    logging.basicConfig(
-        level=job.log_level.upper(),
-        format=f"%(asctime)s {job.worker} %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    name, instance_id = job.source.service, new_instance_id()
+    instance = f"{name}/{instance_id}"
+    configure(job.log_format, job.log_level, worker=job.worker, service=name, instance=instance)
     with child.failures_told(launcher):
         [service] = child.load(job.source)
         _override(service, job.source.serve)
-        loop.run(_serve, service, launcher, loop=job.loop)
+        loop.run(_serve, service, instance_id, launcher, loop=job.loop)
 
 
 def _override(service: Service, serve: ServePolicy) -> None:
@@ -42,11 +40,16 @@ def _override(service: Service, serve: ServePolicy) -> None:
         service.call = msgspec.structs.replace(service.call, timeout=serve.timeout or UNSET)
 
 
-async def _serve(service: Service, launcher: child.Launcher) -> None:
+async def _serve(service: Service, instance_id: str, launcher: child.Launcher) -> None:
     job = launcher.job
-    instance_id = new_instance_id()
     name = f"{service.name}/{service.version}/{instance_id}"
-    async with connect(job.url, name=name, policies=job.source.policies) as mesh:
+    if job.trace:
+        from meshkit.launcher.spans import trace_to  # which loads OpenTelemetry
+
+        trace_to(launcher, name)
+    async with connect(
+        job.url, name=name, policies=job.source.policies, metrics_port=job.metrics_port
+    ) as mesh:
         # From here on a signal waits until the service is up: its lifespan is never cut in two.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with mesh.serve(service, instance_id=instance_id):

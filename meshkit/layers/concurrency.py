@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections import OrderedDict
+from time import perf_counter
 from typing import TypeAlias
 
 from meshkit.deadlines import Deadlines
@@ -103,6 +104,7 @@ class Concurrency:
         self.waiting += 1
         self._earliest = min(self._earliest, request.deadline)
         slot = {} if is_event else self._deadlines.add(turn, request.deadline)
+        began = perf_counter()
         try:
             await turn
         except asyncio.CancelledError:
@@ -111,6 +113,7 @@ class Concurrency:
                 self._leave()
             raise
         finally:
+            request.queued += perf_counter() - began
             slot.pop(turn, None)
             if queue.pop(turn, None) is not None:
                 self.waiting -= 1

@@ -6,9 +6,11 @@ import math
 from collections.abc import Awaitable
 
 from meshkit.deadlines import Deadlines
-from meshkit.errors import Cancelled, DeadlineExceeded
+from meshkit.errors import BadRequest, Cancelled, DeadlineExceeded
 from meshkit.headers import line
-from meshkit.message import TIMEOUT, Handler, Layer, Opening, Request, Response
+from meshkit.message import DEFAULT_TIMEOUT, TIMEOUT, Handler, Layer, Opening, Request, Response
+
+_TIMEOUT = f"\r\n{TIMEOUT}:".encode()
 
 
 def carry(following: Handler) -> Handler:
@@ -69,6 +71,51 @@ def attempt(seconds: float) -> Layer:
         return call
 
     return layer
+
+
+def read(timeout: float | None) -> Layer:
+    """The callee's side: give a request the deadline that its caller says, within the endpoint's own.
+
+    Args:
+        timeout: Seconds that the endpoint may take; None for no bound but the caller's.
+
+    Raises:
+        BadRequest: The header is no number of milliseconds.
+    """
+    usual, most = timeout or DEFAULT_TIMEOUT, timeout or math.inf
+
+    def layer(following: Handler) -> Handler:
+        def handle(request: Request) -> Awaitable[Response]:
+            request.deadline = request.started + min(_time_left(request.head, usual), most)
+            return following(request)
+
+        return handle
+
+    return layer
+
+
+def _time_left(head: bytes, usual: float) -> float:
+    at = head.rfind(_TIMEOUT)
+    if at < 0:
+        return usual
+    at += len(_TIMEOUT)
+    end = head.find(b"\r\n", at)
+    text = (head[at:end] if end >= 0 else head[at:]).strip()
+    # Twelve digits are thirty years. More would take long to convert, and room in the cache.
+    if len(text) > 12:
+        raise _no_number(text)
+    return _seconds(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _seconds(text: bytes) -> float:
+    if not text.isdigit():
+        raise _no_number(text)
+    return int(text) / 1000
+
+
+def _no_number(text: bytes) -> BadRequest:
+    return BadRequest(f"{TIMEOUT} {text[:20].decode(errors='replace')!r} is no number of milliseconds")
 
 
 def within(seconds: float, deadlines: Deadlines[Request]) -> Layer:

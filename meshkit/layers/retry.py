@@ -58,7 +58,7 @@ def retry(
             https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
         delay_most: What it doubles up to, if it is more.
         budget: How many retries the calls to the target may cause.
-        statistics: Where retries are counted, and calls that the caller's own side refused.
+        statistics: Where retries are counted.
     """
     is_repeatable = functools.partial(_is_repeatable, idempotent, codes)
     controller = _controller(retries, delay, delay_most, is_repeatable, budget, statistics)
@@ -73,17 +73,14 @@ def retry(
                 return await following(request)
             except MeshError as error:
                 if not is_repeatable(error) or is_off(head):
-                    statistics.refused += error.own
                     raise
                 call = _Call(request, head, deadline, following, budget, error)
             try:
                 return await controller(_Call.attempt, call)
             except (MeshError, asyncio.CancelledError) as error:
                 error.__traceback__ = None  # it and tenacity's frames would keep each other likewise
-                if isinstance(error, MeshError):
-                    statistics.refused += error.own
-                    if call.may_be_executed and error.executed is False:
-                        error.executed = None
+                if isinstance(error, MeshError) and call.may_be_executed and error.executed is False:
+                    error.executed = None
                 raise
 
         return handle

@@ -1,11 +1,15 @@
 """The wire: what the mesh asks of a connection. `nats.py` implements it on nats-py."""
 
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from meshkit.headers import parse
+
+if TYPE_CHECKING:
+    from meshkit.transport.denials import Denials
 
 # Before the subject of a call: tells its callee that nobody waits any more. The payload is the reply subject.
 CANCEL = "_MESH.cancel."
@@ -81,6 +85,16 @@ class Transport(Protocol):
         """Whether it is connected, and has been for so long that whoever lost the server too is back."""
         ...
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and came back."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were dropped, as they came faster than they could be taken in."""
+        ...
+
     async def ready(self, deadline: float) -> None:
         """Wait until messages can be sent.
 
@@ -141,7 +155,13 @@ class Transport(Protocol):
         ...
 
     async def gather(
-        self, subject: str, payload: bytes = b"", *, timeout: float = 1.0, stall: float = 0.3
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        timeout: float = 1.0,
+        stall: float = 0.3,
+        most: float = math.inf,
     ) -> list[Message]:
         """Send a message and collect the answers of everybody.
 
@@ -150,6 +170,7 @@ class Transport(Protocol):
             payload: What.
             timeout: Seconds to wait for the first answer.
             stall: Seconds after the last answer until nobody else is expected.
+            most: Seconds after which what has come is all, even if more comes.
 
         Raises:
             Forbidden: The connection's user may not publish to the subject.
@@ -193,6 +214,11 @@ class Transport(Protocol):
             queue: Members of the same queue group share the messages; empty for all of them.
             optional: Whether it does not matter if the connection's user may not subscribe to it.
         """
+        ...
+
+    @property
+    def denials(self) -> "Denials":
+        """What the server did not let this connection's user publish to."""
         ...
 
     async def flush(self) -> None:

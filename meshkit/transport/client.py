@@ -8,6 +8,7 @@ Each override names the defect of nats-py 2.16 that it mends; `tests/transport/t
 # ruff: noqa: SLF001
 
 import asyncio
+import inspect
 import logging
 import random
 import re
@@ -46,6 +47,11 @@ class GuardedClient(Client):
         tls: Whether the connection must be encrypted.
         on_lost: Called as soon as the connection is known to be broken, before anything else happens.
     """
+
+    # Instrumentation of nats-py wraps these; calls of the mesh have spans of their own.
+    publish = inspect.unwrap(Client.publish)
+    subscribe = inspect.unwrap(Client.subscribe)  # pyright: ignore[reportUnknownArgumentType]
+    request = inspect.unwrap(Client.request)
 
     def __init__(
         self, inbox: str, *, waiting: Container[bytes], tls: bool, on_lost: Callable[[], None]

@@ -19,9 +19,10 @@ from nats import errors as nats_errors
 from nats.aio.client import Server
 
 from meshkit import headers
-from meshkit.errors import ConnectionLost, Disconnected, Forbidden, MeshError
+from meshkit.errors import ConnectionLost, Disconnected, MeshError
 from meshkit.transport import Sink, fast
 from meshkit.transport.client import GuardedClient
+from meshkit.transport.denials import Denials
 from meshkit.transport.interest import Crossing, Interest
 from meshkit.transport.options import Options, redacted
 
@@ -52,6 +53,9 @@ class Connection:
 
     Attributes:
         is_settled: Whether it is connected, and has been so long that whoever lost the server too is back.
+        reconnects: How often it was lost and came back.
+        dropped: How many messages were dropped, as they came faster than they could be taken in.
+        denials: What was denied.
     """
 
     def __init__(self, options: Options, name: str | None = None) -> None:
@@ -67,13 +71,15 @@ class Connection:
         self._settling: asyncio.TimerHandle | None = None
         # Bytes of payload and head that need no further look; less than none while there is no connection.
         self._room = -1
+        self.denials = Denials(self._waiting)
         self._denied: set[str] = set()
         # Subjects of what may be denied, as the server writes them.
         self._optional: set[str] = set()
         self._on_reconnect: list[Callable[[], None]] = []
-        self._dropped = 0
+        self.dropped = 0
+        self.reconnects = 0
         self._refused: asyncio.Future[BaseException] = self._loop.create_future()
-        self._reconnects = 0
+        self._attempts = 0
         self._closed = False
         self._is_new = True
         self._refusals = 0
@@ -171,15 +177,16 @@ class Connection:
 
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server to reconnect to, and the seconds to wait first: full jitter, doubling."""
-        most = min(_RECONNECT_MOST, _RECONNECT_FIRST * 2**self._reconnects)
-        self._reconnects = min(self._reconnects + 1, 16)
+        most = min(_RECONNECT_MOST, _RECONNECT_FIRST * 2**self._attempts)
+        self._attempts = min(self._attempts + 1, 16)
         server = min(servers, key=lambda one: (one.reconnects, random.random()))  # noqa: S311 # spreads load
         return server, random.uniform(0, most)  # noqa: S311 # spreads load
 
     async def _on_reconnected(self, client: GuardedClient) -> None:
         if client is not self._client or not client.is_connected:  # it has broken again, unnoticed by nats-py
             return
-        self._reconnects = 0
+        self._attempts = 0
+        self.reconnects += 1
         self._open()
         self._settling = self._loop.call_later(_SETTLED_AFTER, self._settle)
         log.info("connected to NATS again at %s", self.server_url)
@@ -191,7 +198,7 @@ class Connection:
         text = str(error).removeprefix("nats: ") or type(error).__name__
         level = logging.WARNING
         if "permissions violation for publish" in text:
-            self._fail_denied(text)
+            text = self.denials.take(text)
             if '"_mesh.' in text:
                 level = logging.DEBUG  # what is said there makes things better, and nobody depends on it
         elif "permissions violation for subscription" in text:
@@ -200,9 +207,9 @@ class Connection:
             else:
                 self._denied.add(text)
         elif isinstance(error, nats_errors.SlowConsumerError):
-            self._dropped += 1
-            text = f"{self._dropped} messages dropped so far, which came faster than they can be taken in"
-            if self._dropped.bit_count() > 1:
+            self.dropped += 1
+            text = f"{self.dropped} messages dropped so far, which came faster than they can be taken in"
+            if self.dropped.bit_count() > 1:
                 level = logging.DEBUG
         elif client is not self._client:
             # Another server may take what one refuses.
@@ -213,7 +220,7 @@ class Connection:
             self._refusals += _is_refusal(error)
             if self._refusals == len(self._options.urls) and not self._refused.done():
                 self._refused.set_result(error)
-        elif self._reconnects > 1:
+        elif self._attempts > 1:
             # The first attempt to reconnect has said it.
             level = logging.DEBUG
         log.log(level, "NATS at %s: %s", self.server_url, text)
@@ -235,14 +242,6 @@ class Connection:
             if not answer.done():
                 answer.set_exception(ConnectionLost())
         self._waiting.clear()
-
-    def _fail_denied(self, text: str) -> None:
-        # The server quotes the subject, which may hold quotes; nats-py lower-cases what the server said.
-        denied = text.partition("permissions violation for publish to ")[2]
-        for subject, answer in list(self._waiting.values()):
-            quoted = subject.replace("\\", "\\\\").replace('"', '\\"').lower()
-            if denied.startswith(f'"{quoted}"') and not answer.done():
-                answer.set_exception(Forbidden(f"this connection's user may not publish to {subject!r}"))
 
     # Moving
 

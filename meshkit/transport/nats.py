@@ -6,6 +6,7 @@
 import asyncio
 import itertools
 import logging
+import math
 import os
 import secrets
 from collections import deque
@@ -89,15 +90,18 @@ class NatsTransport(Connection):
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (subject, answer)
         slot = self._deadlines.add(answer, deadline)
+        denied = self.denials.unasked
         try:
             sending = self._client.send(subject, payload, head, self._answers + token)
             if sending is not None:
                 await sending
             message = await answer
-        except (asyncio.CancelledError, DeadlineExceeded):
+        except (asyncio.CancelledError, DeadlineExceeded) as error:
             # At its deadline the callee stops by itself, unless it has been stopped: then it reads the call
             # later, and takes its time for just begun.
             self.abandon(subject, (self._answers + token).decode())
+            if isinstance(error, DeadlineExceeded):
+                raise DeadlineExceeded(self.denials.explain(error.message, head, denied)) from None
             raise
         finally:
             slot.pop(answer, None)
@@ -155,7 +159,13 @@ class NatsTransport(Connection):
                 log.exception("an answer of %s was not handled", waiting[0])
 
     async def gather(
-        self, subject: str, payload: bytes = b"", *, timeout: float = 1.0, stall: float = 0.3
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        timeout: float = 1.0,
+        stall: float = 0.3,
+        most: float = math.inf,
     ) -> list[Message]:
         """Send a message and collect the answers of everybody."""
         answers: asyncio.Queue[Message] = asyncio.Queue()
@@ -167,8 +177,10 @@ class NatsTransport(Connection):
         gathered: list[Message] = []
         try:
             await self.publish(subject, payload, reply=inbox)
+            end = self._loop.time() + most
             while True:
-                message = await self._first(answers, failure, stall if gathered else timeout)
+                seconds = min(stall if gathered else timeout, max(0.0, end - self._loop.time()))
+                message = await self._first(answers, failure, seconds)
                 if message is None or message.head.startswith(headers.NO_RESPONDERS):
                     return gathered
                 gathered.append(message)

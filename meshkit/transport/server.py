@@ -40,20 +40,29 @@ class EmbeddedServer:
         store: JetStream's directory, which is kept; by default a temporary one, removed at the end.
         config: A nats-server configuration file, for TLS, users or clusters. All it says holds except for
             the address; JetStream is on only if it says so.
+        monitor: The port on which it tells of itself over HTTP; 0 for a free one, None for none.
 
     Attributes:
         url: Where clients connect, once it runs: `nats://127.0.0.1:4333`.
         port: The port of that; kept when it is started again.
+        monitor_url: Where it tells of itself, once it runs; empty for nowhere.
         log: What the server logs, as long as it runs.
     """
 
     url: str
+    monitor_url: str = ""
     log: Path
 
     def __init__(
-        self, *, port: int | None = None, store: Path | str | None = None, config: Path | str | None = None
+        self,
+        *,
+        port: int | None = None,
+        store: Path | str | None = None,
+        config: Path | str | None = None,
+        monitor: int | None = None,
     ) -> None:
         self.port = -1 if port is None else port  # -1 asks nats-server for a free one
+        self._monitor = -1 if monitor == 0 else monitor
         self._store = store
         self._config = config
         self._server: subprocess.Popen[bytes] | None = None
@@ -136,6 +145,7 @@ class EmbeddedServer:
         command += ["--ports_file_dir", str(self._directory)]
         command += ["--config", str(self._config)] if self._config else ["--jetstream"]
         command += ["--store_dir", str(self._store)] if self._store else []
+        command += [] if self._monitor is None else ["--http_port", str(self._monitor)]
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(  # noqa: S603 - nats-server, with paths from our caller
                 command,
@@ -152,8 +162,12 @@ class EmbeddedServer:
             if not self.is_running or time.monotonic() > give_up:
                 raise self._start_error()
             time.sleep(0.002)
-        self.url = msgspec.json.decode(ports, type=dict[str, list[str]])["nats"][0]
+        urls = msgspec.json.decode(ports, type=dict[str, list[str]])
+        self.url = urls["nats"][0]
         self.port = int(self.url.rpartition(":")[2])
+        if self._monitor is not None:
+            self.monitor_url = urls["monitoring"][0]
+            self._monitor = int(self.monitor_url.rpartition(":")[2])
 
     def _start_error(self) -> ConfigError:
         log = self.log.read_text(errors="replace")

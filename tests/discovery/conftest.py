@@ -10,6 +10,7 @@ from meshkit.discovery.protocol import (
     new_instance_id,
 )
 from meshkit.discovery.responder import Responder
+from meshkit.telemetry.report import Report
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def answering(transport):
             started="2026-01-02T03:04:05.678Z",
             endpoints=(EndpointStats(**book, **counted),),
         )
-        responder = Responder(transport, lambda: info, lambda: info, lambda: stats, checks)
+        report = Report(name=name, id=info.id)
+        responder = Responder(transport, lambda: info, lambda: info, lambda: stats, lambda: report, checks)
         await responder.start()
         await transport.flush()
         yield info

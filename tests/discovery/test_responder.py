@@ -8,10 +8,15 @@ import pytest
 from meshkit.discovery.protocol import InfoResponse, StatsResponse, control_subjects
 from meshkit.discovery.responder import Responder
 from meshkit.errors import NoResponders
+from meshkit.telemetry.report import Report
 
 
 async def ask(transport, subject, payload=b"", head=b""):
     return await transport.request(subject, payload, head, asyncio.get_running_loop().time() + 2)
+
+
+def report():
+    return Report(name="rooms", id="A1")
 
 
 def rooms():
@@ -63,7 +68,7 @@ async def test_statistics_are_those_of_the_moment(transport):
             name="rooms", id="A1", version=f"1.0.{asked}", started="2026-01-02T03:04:05.678Z"
         )
 
-    responder = Responder(transport, rooms, rooms, stats)
+    responder = Responder(transport, rooms, rooms, stats, report)
     await responder.start()
     for number in (1, 2):
         assert json.loads((await ask(transport, "$SRV.STATS.rooms")).payload)["version"] == f"1.0.{number}"
@@ -74,7 +79,7 @@ async def test_what_fails_is_logged_and_the_rest_answers(transport, caplog):
     def stats():
         raise RuntimeError("counter lost")
 
-    responder = Responder(transport, rooms, rooms, stats)
+    responder = Responder(transport, rooms, rooms, stats, report)
     await responder.start()
     with caplog.at_level(logging.WARNING, logger="meshkit.discovery"):
         assert await transport.gather("$SRV.STATS.rooms", timeout=0.2) == []

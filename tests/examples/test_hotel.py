@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from meshkit import NoResponders, NotFound, ServiceError, Unavailable
+from meshkit import InternalError, NoResponders, NotFound, ServiceError, Unavailable
 
 HOTEL = Path(__file__).parents[2] / "examples" / "hotel"
 MODULES = [path.stem for path in HOTEL.glob("*.py")]
@@ -308,6 +308,17 @@ async def test_the_logbook_writes_what_the_services_say(desk, caplog):
         ),
         ("WARNING", "hotel.frontdesk", "checkin: there is no stay 99"),
     ]
+
+
+async def test_a_hotel_that_is_broken_on_purpose_fails_for_one_room_and_keeps_its_books(desk, monkeypatch):
+    monkeypatch.setattr(desk.hotel.billing, "time", SimpleNamespace(sleep=lambda _: None))
+    one, other = await desk.has_arrived(), await desk.has_arrived()
+    monkeypatch.setattr(desk.hotel.billing, "JAMMED", str(one.room))
+    with pytest.raises(InternalError):
+        await desk.mesh.call(desk.hotel.billing.invoice, one)
+    invoice = await desk.bill(other.number)
+    assert (await desk.checkout(other.number, invoice.amount)).departed
+    assert (await desk.audit()).ok
 
 
 async def test_guests_come_and_go(mesh, hotel, monkeypatch, capsys):

@@ -1,8 +1,13 @@
+import contextlib
+import fcntl
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -129,3 +134,37 @@ def launch():
     yield start
     for each in launched:
         each.close()
+
+
+@contextlib.contextmanager
+def run_on_terminal(folder, columns, *args):
+    """`meshkit run` on a terminal of that width; gives what says what it shows, without colours."""
+    terminal, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    command = [sys.executable, "-m", "meshkit", "run", *args]
+    env = environment() | {"TERM": "xterm-256color"}
+    env.pop("COLUMNS", None)  # which would go before the terminal's own
+    run = subprocess.Popen(command, cwd=folder, env=env, stdout=side, stderr=side)
+    os.close(side)
+    seen = []
+
+    def read():
+        with contextlib.suppress(OSError):  # the process has ended
+            while chunk := os.read(terminal, 65536):
+                seen.append(chunk)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield lambda: re.sub(r"\x1b\[[0-9;]*m|\r", "", b"".join(seen).decode(errors="ignore"))
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait(20)
+        reader.join()
+        os.close(terminal)
+
+
+@pytest.fixture
+def on_terminal():
+    """Runs `meshkit run` on a terminal, in a folder, so many columns wide, with arguments."""
+    return run_on_terminal

@@ -120,7 +120,7 @@ async def test_policies_hold_for_what_is_served_and_called(shared):
 async def test_log_lines_begin_with_the_worker(shared):
     async with meshkit.connect(shared.url) as mesh:
         await mesh.call("rooms.slow")
-    shared.wait_for(r"^\d\d:\d\d:\d\d rooms#[12] INFO hotel: slowly$")
+    shared.wait_for(r"^\d\d:\d\d:\d\d rooms#[12] INFO hotel: slowly \[rooms/\w+ rooms\.slow\]$")
 
 
 async def test_killed_worker_comes_back(shared):

@@ -212,11 +212,11 @@ async def test_the_wait_is_never_bounded_by_less_than_the_first(clock, monkeypat
 
 
 @pytest.mark.parametrize("before", [[], [NoResponders()], [NoResponders(), NoResponders()]])
-async def test_a_call_that_the_callers_own_side_refuses_is_counted_once_and_takes_nothing(no_wait, before):
+async def test_a_call_that_the_callers_own_side_refuses_is_not_tried_again_and_takes_nothing(no_wait, before):
     callee = Callee(*before, own(Overloaded()))
     error = await failure(callee)
     assert (error.own, error.budget_spent) == (True, False)
-    assert callee.statistics == CallStatistics(retries=len(before), refused=1)
+    assert callee.statistics == CallStatistics(retries=len(before))
     assert callee.budget._window.totals(callee.loop.time()) == (1, len(before))  # calls and retries
 
 

@@ -568,7 +568,7 @@ async def test_close_while_disconnected(server):
 async def test_a_long_outage_is_one_warning(server, caplog):
     async with connect(server.url) as mesh:
         await asyncio.to_thread(server.kill)
-        await until(lambda: mesh.transport._reconnects > 3)
+        await until(lambda: mesh.transport._attempts > 3)
         await asyncio.to_thread(server.restart)
         await until(lambda: mesh.transport.is_connected)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
