@@ -33,6 +33,11 @@ def over(what: str, one: str, other: str) -> Callable[[At], float]:
     return lambda at: at(one, what) / at(other, what)
 
 
+def more(one: str, other: str, what: str) -> Callable[[At], float]:
+    """By how much a figure of one contender exceeds that of another."""
+    return lambda at: at(one, what) - at(other, what)
+
+
 def _beside_envoy(kind: str) -> Callable[[At], float]:
     """Memory of meshkit's process, to that of an Envoy and a bare nats-py process."""
     return lambda at: (
@@ -80,13 +85,26 @@ BOUNDS = (
     ),
     Bound(
         "caller's processor time, in µs: every layer there is, more than no optional layer",
-        lambda at: at("meshkit_all", "client") - at("meshkit_bare", "client"),
+        more("meshkit_all", "meshkit_bare", "client"),
         most=15,
     ),
     Bound(
         "callee's processor time, in µs: every layer there is, more than no optional layer",
-        lambda at: at("meshkit_all", "server") - at("meshkit_bare", "server"),
+        more("meshkit_all", "meshkit_bare", "server"),
         most=15,
+    ),
+    *(
+        Bound(
+            f"{side}'s processor time, in µs: counted and traced {how}, more than neither",
+            more("meshkit_traced_" + which, "meshkit_uncounted", process),
+            most=most,
+        )
+        for which, how, most in (
+            ("1", "at 1 %", 5),
+            ("100", "at 100 %", 30),
+            ("100_otlp", "at 100 % by OTLP", None),
+        )
+        for side, process in (("caller", "client"), ("callee", "server"))
     ),
     Bound("calls/s: meshkit / gRPC behind two Envoys", over("rate", "meshkit", "grpc_envoy"), least=10),
     Bound(

@@ -37,6 +37,7 @@ class Contender(NamedTuple):
 
 
 _HEADERS = {"with_headers": True}
+_BARE = {"layers": "none", "counted": False}
 CONTENDERS = {
     "nats_py": Contender("bare nats-py, no headers", "nats_py"),
     "nats_py_headers": Contender("bare nats-py, three headers", "nats_py", server=_HEADERS, client=_HEADERS),
@@ -67,22 +68,23 @@ CONTENDERS = {
     "wire": Contender("the limit: no library, no headers", "wire"),
     "wire_headers": Contender("the limit: three headers", "wire", server=_HEADERS, client=_HEADERS),
     "wire_headers_there": Contender("the limit: three headers there, none back", "wire", client=_HEADERS),
-    "meshkit_bare": Contender(
-        "meshkit, no optional layer", "meshkit_", server={"layers": []}, client={"layers": "none"}
-    ),
+    "meshkit_bare": Contender("meshkit, no optional layer", "meshkit_", server={"layers": []}, client=_BARE),
     "meshkit_statistics": Contender(
         "meshkit, statistics alone",
         "meshkit_",
         server={"layers": ["statistics"]},
-        client={"layers": "none"},
+        client=_BARE,
     ),
     "meshkit_concurrency": Contender(
-        "meshkit, concurrency alone", "meshkit_", server={"layers": ["bounds"]}, client={"layers": "none"}
+        "meshkit, concurrency alone", "meshkit_", server={"layers": ["bounds"]}, client=_BARE
     ),
     "meshkit_all": Contender(
         "meshkit, every layer there is", "meshkit_", server={"everything": True}, client={"layers": "all"}
     ),
     "meshkit": Contender("meshkit, as it is", "meshkit_"),
+    "meshkit_uncounted": Contender(
+        "meshkit, nothing counted", "meshkit_", server={"layers": ["bounds"]}, client={"counted": False}
+    ),
     **{
         f"meshkit_traced_{name}": Contender(f"meshkit, traced {how}", "meshkit_", server=said, client=said)
         for name, how, said in (

@@ -188,12 +188,15 @@ class Callees:
     def _make_room(self) -> None:
         """Forget the target that was met first and has nothing to remember: no open circuit, no counts."""
         while len(self.by_target) >= _MOST:
-            closed = (
+            known = self.by_target.items()
+            closed = (target for target, callee in known if callee.circuit == "closed")
+            # Looked at first: it takes as long as there are others before them, and those are few.
+            uncounted = (
                 target
-                for target, callee in self.by_target.items()
-                if callee.circuit == "closed" and callee.statistics is self._others
+                for target, callee in known
+                if callee.statistics is self._others and callee.circuit == "closed"
             )
-            target = next(closed, next(iter(self.by_target)))
+            target = next(uncounted, None) or next(closed, next(iter(self.by_target)))
             del self.by_target[target], self._states[target]
 
     def _build(self, target: str, policy: Effective, shared: Shared, streams: bool) -> Handler:

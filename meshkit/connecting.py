@@ -17,7 +17,7 @@ from meshkit.errors import ConfigError, MeshError, shortened
 from meshkit.mesh import Mesh, StrPath
 from meshkit.policies import NO_POLICIES, Policies, load
 from meshkit.service import Service
-from meshkit.telemetry.exporting import flush, tracer
+from meshkit.telemetry.exporting import tracer
 from meshkit.telemetry.otel import exporting
 from meshkit.telemetry.telemetry import Telemetry
 
@@ -110,8 +110,6 @@ async def connect(
             mesh.telemetry.stop()
             await mesh.directory.close()
             await transport.close()
-            if tracing is not None:
-                await flush()
 
 
 @asynccontextmanager

@@ -127,6 +127,7 @@ class Instance:
             ConfigError: The policies for an endpoint cannot hold together.
         """
         self._mesh.telemetry.instances[self.name] = self
+        self._mesh.telemetry.serves = True
         try:
             if (surroundings := self.service.surroundings) is not None:
                 self._lifespan = Lifespan(surroundings(*_wanted(surroundings, self._mesh)))

@@ -73,7 +73,7 @@ def client_stack(
         streams: Whether the stack opens streams: then the response is the first item.
         tracer: Makes spans; None where nothing is traced.
     """
-    layers = _client_layers(link, caller, policy, shared, streams=streams)
+    layers = _client_layers(link, caller, policy, shared, streams=streams, traced=tracer is not None)
     if tracer is not None:
         from meshkit.layers import trace
 
@@ -83,11 +83,11 @@ def client_stack(
 
 
 def _client_layers(
-    link: Link, caller: str | None, policy: Effective, shared: Shared, *, streams: bool
+    link: Link, caller: str | None, policy: Effective, shared: Shared, *, streams: bool, traced: bool
 ) -> Iterator[Layer]:
     # Says whose call this is and which trace it belongs to. Above everything else, so that every attempt and
     # every error of the layers below belongs to that trace.
-    yield propagate(caller, policy.priority)
+    yield propagate(caller, policy.priority, traced=traced)
     if not streams:
         # Counts the calls, and what they come to in the end. Above all that can help, wait, refuse or fail. A
         # stream's end is known to its reader alone.

@@ -46,7 +46,8 @@ def relay(name, to):
 
 def last_error(instance, endpoint="wait"):
     """What the endpoint's statistics have as its last error, and how many are in flight."""
-    statistics = next(found for found in instance._accounts.statistics.items() if found[0].name == endpoint)[1]
+    counted = instance._accounts.statistics.items()
+    statistics = next(each for declared, each in counted if declared.name == endpoint)
     return statistics.last_error, statistics.in_flight
 
 

@@ -13,16 +13,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from opentelemetry.context import Context as Empty
-from opentelemetry.context import attach
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-
 import meshkit.instance
 from benchmarks.work import Answer, Ask, Call, Figures, answer, check, check_bytes, headers, loads
 from meshkit import CallPolicy, Context, Mesh, Policies, RateLimit, ServePolicy, Service, connect
+from meshkit.layers.statistics import CallStatistics
 from meshkit.stack import Bounds
 from meshkit.telemetry.exporting import provide
 
@@ -57,15 +51,10 @@ def leave_out(layers: Iterable[str]) -> None:
     meshkit.instance.server_stack = lambda handle, **full: stack(handle, **(full | dropped))
 
 
-class Counting(SpanExporter):
-    """Where spans go that nobody is to pay for."""
-
-    count = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Count them."""
-        self.count += len(spans)
-        return SpanExportResult.SUCCESS
+def leave_uncounted() -> None:
+    """Call without the caller's statistics: likewise."""
+    for layer in ("layer", "attempt"):
+        setattr(CallStatistics, layer, lambda _self, following: following)
 
 
 @contextmanager
@@ -79,11 +68,24 @@ def traced(rate: float | None, *, otlp: bool) -> Iterator[None]:
     if rate is None:
         yield
         return
+    # Those that are not traced have nothing of OpenTelemetry in their memory.
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+
+    class Counting(SpanExporter):
+        count = 0
+
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            self.count += len(spans)
+            return SpanExportResult.SUCCESS
+
     sampler = ParentBasedTraceIdRatio(rate)
     if not otlp:
         provide(Counting(), None, sampler=sampler)
         yield
         return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
     command = [sys.executable, "-m", "benchmarks.sink"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sink:  # noqa: S603 # ours
         assert sink.stdin is not None
@@ -137,6 +139,7 @@ async def call(
     url: str,
     *,
     layers: str | None = None,
+    counted: bool = True,
     payload: int = 0,
     tls: dict[str, str] | None = None,
     trace: float | None = None,
@@ -144,11 +147,16 @@ async def call(
 ) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
     """The loads, each within a call of a service of its own."""
     driver = Service("driver")
+    if not counted:
+        leave_uncounted()
 
     @driver.endpoint("drive.{load}", timeout=_LONG)
     async def drive(arguments: dict[str, Any], load: str, ctx: Context) -> Figures:
         if trace is not None:
             # Each call is the root of a trace, else one decision would hold for all of them.
+            from opentelemetry.context import Context as Empty
+            from opentelemetry.context import attach
+
             attach(Empty())
         return await loads(caller(ctx.mesh, payload))[load](**arguments)
 

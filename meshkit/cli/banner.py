@@ -55,8 +55,8 @@ class _Terminal:
             console.print(grid)
         console.print()
 
-    def trace(self, spans: Sequence[Span]) -> None:
-        _tell(lambda: console.print(Text("\n").join([*drawn(spans, console.width), Text()])))
+    def trace(self, spans: Sequence[Span], left_out: int) -> None:
+        _tell(lambda: console.print(Text("\n").join([*drawn(spans, left_out, console.width), Text()])))
 
     def notice(self, notice: Notice) -> None:
         text = Text(_now(), "dim").append(f" {notice.who} ", "not dim bold")
@@ -79,8 +79,8 @@ class _Plain:
             for subscription in service.subscriptions:
                 self._print(f"subscription {subscription.subject}{_facts(subscription, '')}")
 
-    def trace(self, spans: Sequence[Span]) -> None:
-        self._print("\n".join(plain(spans)))
+    def trace(self, spans: Sequence[Span], left_out: int) -> None:
+        self._print("\n".join(plain(spans, left_out)))
 
     def notice(self, notice: Notice) -> None:
         self._print(f"{_now()} {notice.who} {notice.what}")
@@ -98,8 +98,9 @@ class _Json(_Plain):
         line = json_line(level, f"{notice.who} {notice.what}", **worker)
         _tell(lambda: click.echo(line))
 
-    def trace(self, spans: Sequence[Span]) -> None:
-        line = json_line("INFO", f"trace of {len(spans)} spans", trace_id=spans[0].trace, spans=spans)
+    def trace(self, spans: Sequence[Span], left_out: int) -> None:
+        many = f"trace of {len(spans) + left_out} spans"
+        line = json_line("INFO", many, trace_id=spans[0].trace, spans=spans)
         _tell(lambda: click.echo(line))
 
     def _print(self, line: str) -> None:

@@ -11,7 +11,7 @@ from meshkit.connecting import reach
 from meshkit.telemetry.gather import Gatherer
 from meshkit.telemetry.listener import Answer, listening
 from meshkit.telemetry.monitoring import Monitoring
-from meshkit.telemetry.page import CONTENT_TYPE, page
+from meshkit.telemetry.page import CONTENT_TYPE
 from meshkit.telemetry.telemetry import Telemetry
 from meshkit.telemetry.views import pages
 from meshkit.transport import Transport
@@ -49,9 +49,10 @@ async def _metrics(port: int | None, servers: tuple[str, ...], url: str | None) 
         async with reach(url, name="meshkit metrics") as transport:
             gatherer = Gatherer(transport, monitoring)
             if port is None:
-                text = page(await gatherer.families())
-                for line in text.splitlines():
-                    click.echo(clean(line) if console.is_terminal else line)
+                text = await gatherer.page()
+                if console.is_terminal:
+                    text = "".join(f"{clean(line)}\n" for line in text.split("\n")[:-1])
+                click.echo(text, nl=False)
             else:
                 await _show(transport, gatherer, port)
 
@@ -60,7 +61,7 @@ async def _show(transport: Transport, gatherer: Gatherer, port: int) -> None:
     """Show the page until SIGINT or SIGTERM."""
 
     async def gathered() -> Answer:
-        return Answer(page(await gatherer.families()).encode(), CONTENT_TYPE)
+        return Answer((await gatherer.page()).encode(), CONTENT_TYPE)
 
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with listening(port, {**pages(Telemetry(transport)), "/metrics": gathered}):

@@ -5,24 +5,25 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from meshkit.cli.output import clean
-from meshkit.telemetry.tree import Row, Span, duration, rows
+from meshkit.telemetry.tree import MOST, Row, Span, duration, rows
 
 _DURATION = 8
 # Columns of a bar, and of who did it; names get the rest.
 _BAR_LEAST, _BAR_MOST, _WHERE_MOST = 8, 40, 16
 
 
-def drawn(spans: Sequence[Span], width: int) -> Iterator[Text]:
+def drawn(spans: Sequence[Span], left_out: int, width: int) -> Iterator[Text]:
     """The lines of a trace.
 
     Args:
         spans: Its spans, at least one.
+        left_out: How many more it has.
         width: Columns of the terminal.
     """
     lines = rows(spans)
     start, end = _bounds(spans)
     text = Text(f"trace {spans[0].trace} ", "dim").append(duration(end - start), "not dim bold")
-    yield text.append(f" {_many(spans)}", "dim")
+    yield text.append(f" {_many(len(spans) + left_out, len(lines))}", "dim")
     where = min(_WHERE_MOST, max((len(clean(row.span.where)) for row in lines), default=0), width // 5)
     longest = max((len(_name(row)) for row in lines), default=0)
     bar = min(_BAR_MOST, max(_BAR_LEAST, width - longest - where - _DURATION - 3))
@@ -42,15 +43,17 @@ def drawn(spans: Sequence[Span], width: int) -> Iterator[Text]:
             yield below
 
 
-def plain(spans: Sequence[Span]) -> Iterator[str]:
+def plain(spans: Sequence[Span], left_out: int) -> Iterator[str]:
     """The same for a pipe: indented, with tabs, and when each span began in place of the bar.
 
     Args:
         spans: Its spans, at least one.
+        left_out: How many more it has.
     """
+    lines = rows(spans)
     start, end = _bounds(spans)
-    yield f"trace {spans[0].trace}\t{duration(end - start)}\t{_many(spans)}"
-    for row in rows(spans):
+    yield f"trace {spans[0].trace}\t{duration(end - start)}\t{_many(len(spans) + left_out, len(lines))}"
+    for row in lines:
         span = row.span
         indent = "  " * (1 + len(row.guide) // 2)
         cells = [
@@ -66,8 +69,10 @@ def _bounds(spans: Sequence[Span]) -> tuple[int, int]:
     return min(span.start for span in spans), max(span.end for span in spans)
 
 
-def _many(spans: Sequence[Span]) -> str:
-    return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
+def _many(spans: int, lines: int) -> str:
+    text = "1 span" if spans == 1 else f"{spans} spans"
+    # Attempts that have no line of their own are seen in that of their call.
+    return f"{text}, {lines} shown" if lines == MOST < spans else text
 
 
 def _name(row: Row) -> str:

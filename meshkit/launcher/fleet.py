@@ -1,7 +1,5 @@
 """From targets to what is to run: which services there are, found out by processes of their own."""
 
-from collections.abc import Iterator
-
 import anyio
 import msgspec
 
@@ -83,22 +81,16 @@ async def muster(
             count = workers or source.table.workers
             on = chosen(loop or source.table.loop)
             fleet.lines.append(Line(service, count, on))
-            numbers = range(1, count + 1)
-            fleet.jobs.extend(
-                Job(wanted, f"{name}#{number}", url, log_level, log_format, on) for number in numbers
-            )
-    if trace:
-        fleet.jobs[:] = [msgspec.structs.replace(job, trace=True) for job in fleet.jobs]
-    if metrics_port is not None:
-        fleet.jobs[:] = _with_ports(fleet.jobs, metrics_port)
+            for number in range(1, count + 1):
+                port = None if metrics_port is None else metrics_port + len(fleet.jobs)
+                worker = f"{name}#{number}"
+                fleet.jobs.append(Job(wanted, worker, url, log_level, log_format, on, port, trace))
+    count = len(fleet.jobs)
+    if metrics_port and (last := metrics_port + count - 1) > 65535:
+        raise ConfigError(
+            f"{count} workers need the ports {metrics_port} to {last}, and 65535 is the last one"
+        )
     return fleet
-
-
-def _with_ports(jobs: list[Job], first: int) -> Iterator[Job]:
-    if (last := first + len(jobs) - 1) > 65535:
-        raise ConfigError(f"{len(jobs)} workers need the ports {first} to {last}, and 65535 is the last one")
-    for port, job in enumerate(jobs, first):
-        yield msgspec.structs.replace(job, metrics_port=port)
 
 
 async def _describe(jobs: list[Job]) -> list[Described | Failed]:

@@ -1,5 +1,6 @@
 """What a worker does for `meshkit run --trace`: its spans go to the launcher, and where they go anyhow."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,12 @@ from opentelemetry.trace import StatusCode
 from meshkit.errors import shortened
 from meshkit.launcher.child import Launcher
 from meshkit.launcher.messages import Spans
-from meshkit.telemetry.environment import wants
-from meshkit.telemetry.exporting import given, provide, span_exporter
+from meshkit.telemetry.attributes import encodable
+from meshkit.telemetry.environment import is_off, wants
+from meshkit.telemetry.exporting import given, is_foreign, provide, span_exporter
 from meshkit.telemetry.tree import Span
+
+log = logging.getLogger("meshkit.telemetry")
 
 # Traces that begin in a worker and are seen, in a second; nobody reads more.
 _MOST = 10
@@ -35,6 +39,11 @@ def trace_to(launcher: Launcher, name: str) -> None:
     Raises:
         ConfigError: The environment says what cannot be done.
     """
+    if is_off():
+        log.warning("OTEL_SDK_DISABLED=true: there are no traces to show")
+        return
+    if is_foreign():
+        return
     has_own = given() is not None
     few = _Few(launcher)
     provider = provide(_ToLauncher(launcher), name, sampler=ParentBased(few), delay=_DELAY)
@@ -102,15 +111,15 @@ def _span(span: ReadableSpan, worker: str) -> Span:
         id=f"{context.span_id:016x}",
         parent=f"{parent.span_id:016x}" if parent else "",
         is_remote=parent is not None and parent.is_remote,
-        name=shortened(str(subject or span.name), _LONGEST),
+        name=_short(subject or span.name),
         kind=span.kind.name,
         where=worker,
         start=span.start_time or 0,
         end=span.end_time or 0,
         attempt=attempt if isinstance(attempt, int) else 0,
         has_failed=span.status.status_code is StatusCode.ERROR,
-        error=shortened(str(attributes.get("error.type", "")), _LONGEST),
-        text=shortened(span.status.description or "", _LONGEST),
+        error=_short(attributes.get("error.type", "")),
+        text=_short(span.status.description or ""),
         events=list(_events(span)),
     )
 
@@ -124,4 +133,9 @@ def _events(span: ReadableSpan) -> Iterator[tuple[int, str]]:
             name = f"{said.get('exception.type')}: {said.get('exception.message')}"
             if span.status.description and name.endswith(span.status.description):
                 continue
-        yield event.timestamp, shortened(name, _LONGEST)
+        yield event.timestamp, _short(name)
+
+
+def _short(text: object) -> str:
+    """A text that JSON can hold: of what the user's own tracers make, too."""
+    return shortened(encodable(str(text)), _LONGEST)

@@ -61,6 +61,7 @@ class _Worker:
         self._stop = stop
         self._view = view
         self._traces = traces
+        self._has_served = False
         self._is_serving = False
         self._reason = ""
         self.mistake = ""
@@ -95,15 +96,16 @@ class _Worker:
     def _hear(self, event: Event) -> None:
         match event:
             case Ready():
-                self._is_serving = True
+                self._has_served = self._is_serving = True
                 port = self._job.metrics_port
                 self._say("ready" if port is None else f"ready, metrics on port {port}")
             case Stopped():
                 self._is_serving = False
             case Spans():
                 self._traces.add(event, anyio.current_time())
-            case Failed(text, mistake=True):
-                self.mistake = text
+            # What has worked may work again, such as a port that somebody else has for a moment.
+            case Failed(text, mistake=True) if not self._has_served:
+                self.mistake = f"{self._job.worker}: {text}"
                 self._stop.set()
             case Failed(text):
                 self._reason = text

@@ -1,5 +1,6 @@
 """What the launcher does for `meshkit run --trace`: it puts the workers' spans together and shows them."""
 
+import bisect
 from collections.abc import Iterable
 
 import anyio
@@ -23,12 +24,20 @@ class _Trace(msgspec.Struct):
     """What has come of a trace.
 
     Attributes:
-        spans: Those of them that are kept.
+        spans: Those of them that are kept: the first, and so all that they are part of.
         latest: When the last one came.
+        left_out: How many are not.
     """
 
     spans: list[Span]
     latest: float
+    left_out: int = 0
+
+    def add(self, span: Span) -> None:
+        bisect.insort(self.spans, span, key=_begins)
+        if len(self.spans) > _MOST:
+            self.spans.pop()
+            self.left_out += 1
 
     def is_complete(self, now: float) -> bool:
         idle = now - self.latest
@@ -38,6 +47,11 @@ class _Trace(msgspec.Struct):
         # A parent in the same process ends later, whenever that is; of another process's nobody knows.
         goes_on = any(span.parent and not span.is_remote and span.parent not in known for span in self.spans)
         return not goes_on or idle >= _PATIENCE
+
+
+def _begins(span: Span) -> tuple[int, int]:
+    """What something is part of goes before it."""
+    return span.start, -span.end
 
 
 class Traces:
@@ -84,8 +98,7 @@ class Traces:
             if trace is None:
                 trace = self._waiting[span.trace] = _Trace([], now)
             trace.latest = now
-            if len(trace.spans) < _MOST:
-                trace.spans.append(span)
+            trace.add(span)
         while len(self._waiting) > _WAITING:
             self._take(next(iter(self._waiting)))
             self._left_out += 1
@@ -97,18 +110,18 @@ class Traces:
 
     def _show(self, view: View, keys: Iterable[str]) -> None:
         for key in keys:
-            spans = self._take(key)
+            trace = self._take(key)
             if self._shown < _SHOWN:
                 self._shown += 1
-                view.trace(spans)
+                view.trace(trace.spans, trace.left_out)
             else:
                 self._left_out += 1
 
-    def _take(self, key: str) -> list[Span]:
+    def _take(self, key: str) -> _Trace:
         self._over[key] = None
         while len(self._over) > _REMEMBERED:
             del self._over[next(iter(self._over))]
-        return self._waiting.pop(key).spans
+        return self._waiting.pop(key)
 
     def _tell(self, view: View) -> None:
         """Say what was not shown."""

@@ -61,8 +61,8 @@ class View(Protocol):
         """These services start."""
         ...
 
-    def trace(self, spans: Sequence[Span]) -> None:
-        """These spans are a trace."""
+    def trace(self, spans: Sequence[Span], left_out: int) -> None:
+        """These spans are a trace, which has so many more."""
         ...
 
     def notice(self, notice: Notice) -> None:

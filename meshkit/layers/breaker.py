@@ -131,7 +131,10 @@ class Breaker(CircuitBreakerListener):
         when = f"it is tried again in {left:.3f} s" if left > 0 else "one call tries it now"
         error = CircuitOpen(f"the circuit breaker is {self.state}: {self._why}; {when}")
         error.retry_after = left if left > 0 else None
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # else it and this frame keep each other until the garbage collector comes
 
     def _judge(self, error: BaseException) -> None:
         """Count what failed, and open if it was the one too many."""

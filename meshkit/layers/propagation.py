@@ -12,16 +12,18 @@ from meshkit.message import CALLER, CURRENT, PRIORITY, RETRY, Handler, Layer, Re
 _INHERITED = re.compile(
     f"\r\n(?:traceparent|tracestate|baggage|{CALLER}|{PRIORITY}|{RETRY}):".encode(), re.IGNORECASE
 )
+TRACEPARENT = re.compile(rb"\r\ntraceparent:[^\r\n]*", re.IGNORECASE)
 
 _PRIORITY = PRIORITY.encode()
 
 
-def propagate(caller: str | None, priority: str | None = None) -> Layer:
+def propagate(caller: str | None, priority: str | None = None, *, traced: bool = False) -> Layer:
     """The caller's side: pass on what a nested call inherits, and say who calls.
 
     Args:
         caller: `service/instance` that calls; None for a client that is no service.
         priority: How important these calls are; None for as important as the call that is being handled.
+        traced: Whether these calls have spans, which say themselves which trace they belong to.
     """
     whose = b"" if caller is None else line(CALLER, caller)
     important = b"" if priority is None else line(PRIORITY, priority)
@@ -29,7 +31,12 @@ def propagate(caller: str | None, priority: str | None = None) -> Layer:
     def layer(following: Handler) -> Handler:
         def call(request: Request) -> Awaitable[Response]:
             current = CURRENT.get()
-            inherited = whose if current is None else whose + current.inherited
+            if current is None:
+                inherited = whose
+            else:
+                inherited = whose + current.inherited
+                if traced and current.span is None:
+                    inherited = TRACEPARENT.sub(b"", inherited)
             if important:
                 # Most calls inherit none.
                 inherited = merge(inherited, important) if _PRIORITY in inherited else inherited + important

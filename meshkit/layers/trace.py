@@ -14,9 +14,9 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY  # pyright: ignore[reportPrivateUsage] # what makes a context with a span copies it first
 
-from meshkit.headers import find, render, whole
-from meshkit.layers.propagation import merge
-from meshkit.message import ATTEMPT, Handler, Layer, Request, Response
+from meshkit.headers import find, line, render, whole
+from meshkit.layers.propagation import TRACEPARENT, merge
+from meshkit.message import ATTEMPT, CURRENT, Handler, Layer, Request, Response
 from meshkit.telemetry.tracing import Attributes, Parent, Span, Tracer
 from meshkit.transport import Transport
 
@@ -26,8 +26,10 @@ _ANY = re.compile(
     rb"\r\ntraceparent:[ \t]*(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?![0-9a-z])",
     re.IGNORECASE,
 )
-_TRACEPARENT = re.compile(rb"\r\ntraceparent:[^\r\n]*", re.IGNORECASE)
+_TRACESTATE = re.compile(rb"\r\ntracestate:", re.IGNORECASE)
 _BAGGAGE = re.compile(rb"\r\nbaggage:([^\r\n]*)", re.IGNORECASE)
+# Bytes of baggage that are read, as https://www.w3.org/TR/baggage/ has it; what is longer is none.
+_LONGEST_BAGGAGE = 8192
 _NO_TRACE, _NO_SPAN, _ODD = b"0" * 32, b"0" * 16, b"13579bdfBDF"
 _ATTEMPT = f"\r\n{ATTEMPT}:".encode()
 _baggage = W3CBaggagePropagator()
@@ -75,29 +77,34 @@ def _begin(tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, re
     """A span of what is sent, within what goes on now."""
     context, head = get_current(), request.head
     parent = parent_of(head) if head else None
-    if parent is None:
-        parent = _here(context)
     if head:
         # What goes on is the new span, also where whoever calls says himself what it is part of.
-        request.head = _TRACEPARENT.sub(b"", head)
+        request.head = TRACEPARENT.sub(b"", head)
+    if parent is None:
+        if (around := context.get(_SPAN_KEY)) is not None:
+            parent = _within(around, request)
+        if parent is None and (current := CURRENT.get()) is not None and current.span is None:
+            # What a handler on another connection is part of, which makes no spans.
+            parent = parent_of(current.head)
     if _BAGGAGE_KEY in context and not _BAGGAGE.search(head):
         request.head += _carried(context)
     span = tracer.begin(name, kind, attributes, parent)
     if span.is_sampled and kind is SpanKind.CLIENT and request.subject != name:
-        span.set_attribute("meshkit.subject", request.subject)
+        span.note("meshkit.subject", request.subject)
     return span
 
 
-def _here(context: Context) -> Parent | None:
-    """The span that goes on, the handler's or one that its code has begun."""
-    span = context.get(_SPAN_KEY)
+def _within(span: object, request: Request) -> Parent | None:
+    """The span that goes on, the handler's or one that its code has begun; its state goes along."""
     if type(span) is Span:
         return span.trace, span.span_id, span.is_sampled
-    if span is None or not isinstance(span, trace.Span):
+    if not isinstance(span, trace.Span):
         return None
     named = span.get_span_context()
     if not named.is_valid:
         return None
+    if named.trace_state and not _TRACESTATE.search(request.head):
+        request.head += line("tracestate", named.trace_state.to_header())
     span_id = b"%016x" % named.span_id if named.is_remote else named.span_id
     return b"%032x" % named.trace_id, span_id, named.trace_flags.sampled
 
@@ -121,7 +128,7 @@ def attempt(target: str) -> Layer:
         async def traced(request: Request, within: Span) -> Response:
             number = find(request.head, _ATTEMPT)
             span = within.part(name, SpanKind.CLIENT, attributes)
-            span.set_attribute("meshkit.attempt", whole(number or "1"))
+            span.note("meshkit.attempt", whole(number or "1"))
             request.head += span.line
             try:
                 response = await following(request)
@@ -179,13 +186,13 @@ def _handle(tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, s
             # The task and its context are the request's own: there is nothing to restore.
             attach(_context(span, request.head))
             if span.is_sampled:
-                span.set_attribute("meshkit.instance", request.handler)
+                span.note("meshkit.instance", request.handler)
                 if request.subject != subject:
-                    span.set_attribute(which, request.subject)
+                    span.note(which, request.subject)
             try:
                 response = await following(request)
             except BaseException as error:
-                span.finish(error)
+                span.finish(error, may_be_long=request.sent > 0)
                 raise
             span.finish(may_be_long=request.sent > 0)
             return response
@@ -198,7 +205,7 @@ def _handle(tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, s
 def _context(span: Span, head: bytes) -> Context:
     context = Context({_SPAN_KEY: span})
     carried = _BAGGAGE.search(head)
-    if carried is None:
+    if carried is None or len(carried[1]) > _LONGEST_BAGGAGE:
         return context
     return _baggage.extract({"baggage": carried[1].decode(errors="replace").strip()}, context)
 
@@ -219,6 +226,8 @@ async def publish(tracer: Tracer, transport: Transport, event: Request, inherite
         "messaging.destination.name": event.subject,
     }
     span = _begin(tracer, f"send {_masked(event.subject)}", SpanKind.PRODUCER, attributes, event)
+    if inherited:
+        inherited = TRACEPARENT.sub(b"", inherited)
     try:
         await transport.publish(event.subject, event.payload, merge(inherited, event.head) + span.line)
     except BaseException as error:

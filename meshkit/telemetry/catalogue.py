@@ -107,7 +107,6 @@ SERVER_LIMIT = Metric(
     "{call}",
     "How many calls may run at a time; rpc.method is empty for all endpoints of a service together",
     _SERVER,
-    "envoy_cluster_circuit_breakers_default_rq_open",
 )
 SERVER_RUNNING = Metric(
     "meshkit.server.concurrency.running", "gauge", "{call}", "How many of them run", _SERVER
@@ -175,7 +174,6 @@ CLIENT_QUEUE = Metric(
     "s",
     "How long calls waited that had to, for the caller's own bound",
     _SERVER,
-    "envoy_cluster_upstream_rq_pending_active",
 )
 CLIENT_SENT = Metric(
     "meshkit.client.sent",
@@ -209,7 +207,6 @@ CLIENT_BUDGET = Metric(
     "Retries and hedges that were left out, since the budget did not allow them",
     _SERVER,
     "envoy_cluster_upstream_rq_retry_overflow",
-    "outbound_http_route_retry_limit_exceeded_total",
 )
 CLIENT_HEDGES = Metric(
     "meshkit.client.hedges", "counter", "{attempt}", "Second copies of calls that took long", _SERVER
@@ -224,7 +221,6 @@ CLIENT_CIRCUIT = Metric(
     "The circuit breaker: 0 closed, 1 half-open, 2 open",
     _SERVER,
     "envoy_cluster_outlier_detection_ejections_active",
-    "outbound_http_balancer_endpoints",
 )
 CLIENT_OPENED = Metric(
     "meshkit.client.circuit.opened",
@@ -252,7 +248,6 @@ CLIENT_LIMIT = Metric(
     "{call}",
     "How many calls may be on their way, where the caller bounds them",
     _SERVER,
-    "envoy_cluster_circuit_breakers_default_remaining_rq",
 )
 LOOP_LAG = Metric(
     "meshkit.loop.lag", "histogram", "s", "How late the event loop was, each time that somebody looked"
@@ -300,6 +295,8 @@ def families(reports: Iterable[Report]) -> list[Family]:
         if report.id:
             whose["service.instance.id"] = report.id
         for metric, labels, value in _report(report):
+            if "" in labels.values():  # as good as no label: to Prometheus it is another series once more
+                continue
             series, key = samples[metric], tuple((whose | labels).items())
             # Two subscriptions of a service, or endpoints in two queue groups, may have the same subject.
             series[key] = _added(series[key], value) if key in series else value

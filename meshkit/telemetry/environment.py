@@ -6,6 +6,7 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 import logging
 import os
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from meshkit.errors import ConfigError
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:  # OpenTelemetry takes 0.1 s to import, which who does not use
     from opentelemetry.sdk.resources import Resource
 
 log = logging.getLogger("meshkit.telemetry")
+
+# Seconds that the end of a connection waits for the last metrics, and meanwhile for the last spans.
+PATIENCE = 2.0
 
 Signal = Literal["traces", "metrics"]
 Exporter = Literal["otlp", "console"]
@@ -27,7 +31,7 @@ def wants(signal: Signal) -> Exporter | None:
     Raises:
         ConfigError: OTLP is to be sent by gRPC, or to what is no URL.
     """
-    if _said("OTEL_SDK_DISABLED") == "true":
+    if is_off():
         return None
     name = f"OTEL_{signal.upper()}_EXPORTER"
     said = _said(name)
@@ -42,6 +46,11 @@ def wants(signal: Signal) -> Exporter | None:
     return None
 
 
+def is_off() -> bool:
+    """Whether the environment has OpenTelemetry do nothing."""
+    return _said("OTEL_SDK_DISABLED") == "true"
+
+
 def _has_receiver(signal: Signal) -> bool:
     return bool(
         _said("OTEL_EXPORTER_OTLP_ENDPOINT") or _said(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
@@ -51,9 +60,17 @@ def _has_receiver(signal: Signal) -> bool:
 def _check_endpoint(signal: Signal) -> None:
     for name in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         if said := _said(name):
-            if not said.startswith(("http://", "https://")):
+            if not _is_url(said):
                 raise ConfigError(f"{name}={said}: write a URL such as http://localhost:4318")
             return
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 def _check_protocol(signal: Signal) -> None:

@@ -1,15 +1,18 @@
 """Where spans go: to whoever the process has set up for OpenTelemetry, else to whom the environment names."""
 
+import functools
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import anyio
 
 from meshkit.errors import ConfigError
 from meshkit.knobs import DURATION
-from meshkit.telemetry.environment import resource, wants
+from meshkit.telemetry.environment import PATIENCE, is_off, resource, wants
+from meshkit.telemetry.quiet import quieten, reason
 from meshkit.threads import Threads
 
 if TYPE_CHECKING:  # OpenTelemetry takes 0.1 s to import, and who does not trace need not wait for it
@@ -31,10 +34,10 @@ _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _RATE = 0.01
 # Spans that wait to be exported; the SDK's 2,048 are those of a busy tenth of a second.
 _QUEUE = 16_384
-# Seconds that the end of a connection waits for spans to be exported.
-_PATIENCE = 2.0
-# Seconds between two lines of the log about one trouble with exporting.
-_QUIET = 60.0
+_BATCHES = "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+# They say something for each span, or for what each caller sends.
+_CHATTY = "opentelemetry.sdk._shared_internal", "opentelemetry.baggage.propagation"
 
 
 def tracer(name: str | None) -> "Tracer | None":
@@ -47,12 +50,13 @@ def tracer(name: str | None) -> "Tracer | None":
         ConfigError: The environment says what cannot be done.
     """
     provider = given()
-    if provider is None and (exporter := wants("traces")):
+    if provider is None and (exporter := wants("traces")) and not is_foreign():
         provider = provide(span_exporter(exporter), name)
     if provider is None:
         return None
     from meshkit.telemetry.tracing import Tracer
 
+    quieten(*_CHATTY)
     one = Tracer(provider, slow=_slow())
     return one.of(*_identity(name))
 
@@ -65,8 +69,28 @@ def given() -> "TracerProvider | None":
     from opentelemetry.trace import get_tracer_provider
 
     provider = get_tracer_provider()
-    is_on = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
-    return provider if is_on and isinstance(provider, TracerProvider) else None
+    return provider if not is_off() and isinstance(provider, TracerProvider) else None
+
+
+def is_foreign() -> bool:
+    """Whether the process has a provider that is not the SDK's, which takes no spans of ours."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider | TracerProvider):
+        return False
+    if not isinstance(provider, trace.NoOpTracerProvider):
+        _tell_of(f"{type(provider).__module__}.{type(provider).__qualname__}")
+    return True
+
+
+@functools.cache
+def _tell_of(provider: str) -> None:
+    """Once."""
+    log.warning(
+        "meshkit's calls are not traced: the TracerProvider is a %s, and not opentelemetry.sdk's", provider
+    )
 
 
 def provide(
@@ -95,12 +119,17 @@ def provide(
 
     provider = given()
     if provider is None:
-        # Not at exit: that waits for up to half a minute, and each connection has flushed what it had.
-        provider = Provider(
-            sampler=sampler or _sampler(), resource=resource(*_identity(name)), shutdown_on_exit=False
-        )
-        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            trace.set_tracer_provider(provider)
+        sampler, whose = sampler or _sampler(), resource(*_identity(name))
+        try:
+            # Not at exit: that waits for up to half a minute, and each connection has flushed what it had.
+            provider = Provider(sampler=sampler, resource=whose, shutdown_on_exit=False)
+        except ValueError as error:  # of OTEL_SPAN_*, by name
+            raise ConfigError(str(error)) from None
+        trace.set_tracer_provider(provider)
+    for variable in _BATCHES:
+        said = os.environ.get(variable, "").strip()
+        if said and not said.isdecimal():
+            raise ConfigError(f"{variable}={said}: write a whole number")
     waiting = None if os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") else _QUEUE
     try:
         processor = BatchSpanProcessor(exporter, max_queue_size=waiting, schedule_delay_millis=delay)
@@ -115,12 +144,14 @@ async def flush() -> None:
     provider = given()
     if provider is None:
         return
+    started = time.time()
     threads = Threads(1, "meshkit-traces")  # which do not keep the process from ending
-    with anyio.move_on_after(_PATIENCE) as scope:
+    with anyio.move_on_after(PATIENCE) as scope:
         await threads.run(provider.force_flush)
     threads.close()
     if scope.cancelled_caught:
-        log.warning("the last spans were not exported within %.0f s", _PATIENCE)
+        why = reason(_EXPORTER, started)
+        log.warning("the last spans were not exported within %.0f s%s", PATIENCE, why)
 
 
 def span_exporter(which: str) -> "SpanExporter":
@@ -142,23 +173,8 @@ def span_exporter(which: str) -> "SpanExporter":
         raise ConfigError(
             "the environment asks for traces by OTLP, which needs: pip install 'meshkit[otlp]'"
         ) from None
-    logging.getLogger(trace_exporter.__name__).addFilter(_Seldom())
+    quieten(_EXPORTER)
     return trace_exporter.OTLPSpanExporter()
-
-
-class _Seldom(logging.Filter):
-    """Lets a line a minute through: a receiver that is away would be two a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._next = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is time for one."""
-        if record.created < self._next:
-            return False
-        self._next = record.created + _QUIET
-        return True
 
 
 def _identity(name: str | None) -> tuple[str, str, str]:

@@ -9,11 +9,12 @@ from time import perf_counter
 
 import msgspec
 
-from meshkit.discovery.protocol import StatsResponse, control_subject, decode
+from meshkit.discovery.protocol import StatsResponse, UnreadableReplyError, control_subject, decode
 from meshkit.errors import Disconnected, MeshError
 from meshkit.telemetry.catalogue import Family, Labels, Metric, families
 from meshkit.telemetry.monitoring import Monitoring
-from meshkit.telemetry.report import STATS, readable
+from meshkit.telemetry.page import page
+from meshkit.telemetry.report import STATS, Report, readable
 from meshkit.telemetry.report import decode as decode_report
 from meshkit.transport import Message, Transport
 
@@ -23,6 +24,10 @@ log = logging.getLogger("meshkit.telemetry")
 _FIRST, _ALL = 0.5, 3.0
 # Endpoints of an instance of another client.
 _MOST_ENDPOINTS = 256
+# Of a report: bytes, characters of its sender's name and id, and entries, which are endpoints, targets, and
+# what became of their calls. An instance that calls as many targets as are counted has some 1000, and 200 kB.
+# Each takes up to 35 lines of the page, all with the name, and while they are written nothing else runs.
+_MOST_BYTES, _MOST_NAME, _MOST_ENTRIES = 512 * 1024, 256, 2048
 
 UP = Metric("meshkit.gather.up", "gauge", "1", "Whether the mesh could be asked")
 DURATION = Metric("meshkit.gather.duration", "gauge", "s", "How long it took to gather all of this")
@@ -34,7 +39,7 @@ UNREADABLE = Metric(
     "meshkit.gather.unreadable",
     "gauge",
     "{answer}",
-    "Answers that were left out: of another version of meshkit, or none that can be understood",
+    "Answers that were left out: of another version of meshkit, too large, or none that can be understood",
 )
 MICRO_REQUESTS = Metric(
     "nats.micro.requests",
@@ -79,19 +84,19 @@ class Gatherer:
     def __init__(self, transport: Transport, monitoring: Monitoring) -> None:
         self._transport = transport
         self._monitoring = monitoring
-        self._gathering: asyncio.Task[list[Family]] | None = None
+        self._gathering: asyncio.Task[str] | None = None
         self._trouble = ""
 
-    async def families(self) -> list[Family]:
-        """All metrics as they are now; who asks while they are gathered gets the same."""
+    async def page(self) -> str:
+        """All metrics as they are now, for Prometheus; who asks while they are gathered gets the same."""
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.create_task(self._gather())
         return await asyncio.shield(self._gathering)
 
-    async def _gather(self) -> list[Family]:
+    async def _gather(self) -> str:
         started = perf_counter()
         mesh, servers = await asyncio.gather(self._mesh(), self._monitoring.families())
-        return [*mesh, *servers, _one(DURATION, perf_counter() - started)]
+        return page([*mesh, *servers, _one(DURATION, perf_counter() - started)])
 
     async def _mesh(self) -> list[Family]:
         try:
@@ -100,12 +105,13 @@ class Gatherer:
             self._say(f"the mesh cannot be asked: {error.message}")
             return [_one(UP, 0)]
         unreadable: list[str] = []
-        own = {(each.name, each.id): each for each in readable(reports, decode_report, unreadable)}
+        own = {(each.name, each.id): each for each in readable(reports, _report, unreadable)}
         # Instances of meshkit answer both, and the one has all that the other has.
         stats = [message for message in stats if _sender(message) not in own]
         of_stats = functools.partial(decode, response=StatsResponse)
         others = {(each.name, each.id): each for each in readable(stats, of_stats, unreadable)}
-        self._say(f"{len(unreadable)} answers are left out, such as: {unreadable[0]}" if unreadable else "")
+        # They come in any order, and it is said anew when it is another one.
+        self._say(f"{len(unreadable)} answers are left out, such as: {min(unreadable)}" if unreadable else "")
         return [
             *families(own.values()),
             *_others(others.values()),
@@ -139,6 +145,20 @@ def _sender(message: Message) -> tuple[str, str]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", ""
     return sender.name, sender.id
+
+
+def _report(payload: bytes) -> Report:
+    """What an instance reports, if it is of a size that can be shown."""
+    report = decode_report(payload)
+    entries = len(report.served) + len(report.called)
+    entries += sum(len(each.outcomes) for each in (*report.served, *report.called))
+    entries += sum(len(each.attempts) + len(each.refusals) for each in report.called)
+    name = len(report.name) + len(report.id)
+    if entries > _MOST_ENTRIES or len(payload) > _MOST_BYTES or name > _MOST_NAME:
+        raise UnreadableReplyError(
+            f"a report that is too large: {entries} entries, {len(payload)} bytes, {name} characters of name"
+        )
+    return report
 
 
 def _others(instances: Iterable[StatsResponse]) -> list[Family]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -15,6 +16,8 @@ log = logging.getLogger("meshkit.telemetry")
 
 # Of a request, its headers included.
 _MOST_BYTES = 8192
+# Its end; who types it by hand may leave out the carriage returns.
+_END = re.compile(rb"\r?\n\r?\n")
 # Seconds from the beginning of a connection until the answer is read.
 _PATIENCE = 10.0
 # Connections at a time: strangers must not use up the process's file descriptors.
@@ -49,15 +52,17 @@ async def listening(port: int, pages: Pages) -> AsyncGenerator[None]:
     Raises:
         ConfigError: The port is taken, or may not be used.
     """
-    connections: set[asyncio.Task[None]] = set()
+    connections: dict[asyncio.Task[None], None] = {}  # in the order they came
 
     def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(connections) >= _MOST_CONNECTIONS:
-            writer.close()
-            return
+            # Not the newest: who connects and says nothing would keep the probes out.
+            oldest = next(iter(connections))
+            del connections[oldest]
+            oldest.cancel()
         task = asyncio.create_task(_serve(reader, writer, pages))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
+        connections[task] = None
+        task.add_done_callback(lambda task: connections.pop(task, None))
 
     server = await asyncio.start_server(on_connection, sock=_bind(port), limit=_MOST_BYTES)
     try:
@@ -81,26 +86,35 @@ def _bind(port: int) -> socket.socket:
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> None:
     try:
         # Whoever hangs up, or takes too long, is not waited for.
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                writer.write(await _response(reader, pages))
+                response = await _response(reader, pages)
+                if writer.transport.is_closing():
+                    return
+                writer.write(response)
                 await writer.drain()
                 # Closing at once, with something unread, would have the system throw the answer away.
                 writer.write_eof()
                 while await reader.read(_MOST_BYTES):
                     pass
+                writer.close()
+                await writer.wait_closed()
     finally:
-        writer.close()
+        # Closing would wait, without end, until who does not read has read everything.
+        writer.transport.abort()
 
 
 async def _response(reader: asyncio.StreamReader, pages: Pages) -> bytes:
     """The response to the request that comes; only one on each connection."""
-    try:
-        request = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError:
-        text = f"A request has {_MOST_BYTES} bytes at most."
-        return _rendered(_sentence(text, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-    method, _, rest = request.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+    request = b""
+    while not _END.search(request):
+        if len(request) == _MOST_BYTES:
+            text = f"A request has {_MOST_BYTES} bytes at most."
+            return _rendered(_sentence(text, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        if not (more := await reader.read(_MOST_BYTES - len(request))):
+            raise ConnectionResetError
+        request += more
+    method, _, rest = request.splitlines()[0].decode("latin-1").partition(" ")
     target, _, protocol = rest.partition(" ")
     if not protocol.startswith("HTTP/1."):
         return _rendered(_sentence("This is an HTTP/1.1 port.", HTTPStatus.BAD_REQUEST))

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from meshkit.discovery.protocol import new_instance_id
 from meshkit.errors import ConfigError
 from meshkit.telemetry.catalogue import Family, Labels, families
 from meshkit.telemetry.distribution import BOUNDS, Distribution
-from meshkit.telemetry.environment import resource, wants
+from meshkit.telemetry.environment import PATIENCE, Exporter, resource, wants
+from meshkit.telemetry.exporting import flush
+from meshkit.telemetry.quiet import quieten, reason
 from meshkit.telemetry.report import Report
 from meshkit.telemetry.telemetry import Telemetry
 from meshkit.threads import Threads
@@ -40,8 +42,7 @@ log = logging.getLogger("meshkit.telemetry")
 
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 _INTERVAL = 60_000.0  # milliseconds, as the specification has it
-# Seconds that the end of a connection waits for the last counts to be sent.
-_PATIENCE = 5.0
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
 
 # What the resource says of all of them.
 _OF_RESOURCE = {"service.name", "service.instance.id", "service.version"}
@@ -53,16 +54,30 @@ _Resources = Callable[[str, str, str], "Resource"]
 async def exporting(telemetry: Telemetry) -> AsyncGenerator[None]:
     """Export metrics for the time of an `async with` block, if the environment says so; at its end once more.
 
+    The last spans are exported then, too, at the same time: whoever is away is waited for once.
+
     Args:
         telemetry: Whose.
 
     Raises:
         ConfigError: The environment says what cannot be done.
     """
-    wanted = wants("metrics")
-    if wanted is None:
-        yield
-        return
+    last: list[Callable[[], Coroutine[Any, Any, None]]] = [] if telemetry.tracer is None else [flush]
+    async with contextlib.AsyncExitStack() as stack:
+        if wanted := wants("metrics"):
+            last.append(await stack.enter_async_context(_sending(wanted, telemetry)))
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*(finish() for finish in last))
+
+
+@contextlib.asynccontextmanager
+async def _sending(
+    wanted: Exporter, telemetry: Telemetry
+) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
+    """Send metrics again and again; what this gives sends them for the last time."""
     exporter, seconds = _exporter(wanted), _interval()
     resources = functools.lru_cache(maxsize=64)(resource)
     threads = Threads(1, "meshkit-metrics")
@@ -83,20 +98,23 @@ async def exporting(telemetry: Telemetry) -> AsyncGenerator[None]:
             await asyncio.sleep(seconds)
             await send()
 
+    async def send_last() -> None:
+        started = time.time()
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sending
+        with anyio.move_on_after(PATIENCE) as scope:
+            await send()
+        if scope.cancelled_caught:
+            why = reason(_EXPORTER, started)
+            log.warning("the last metrics were not sent within %.0f s%s", PATIENCE, why)
+
     sending = asyncio.create_task(send_regularly())
     try:
-        yield
+        yield send_last
     finally:
-        with anyio.CancelScope(shield=True):
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
-            with anyio.move_on_after(_PATIENCE) as scope:
-                await send()
-            if scope.cancelled_caught:
-                log.warning("the last metrics were not sent within %.0f s", _PATIENCE)
-            exporter.shutdown()  # pyright: ignore[reportUnknownMemberType]
-            threads.close()
+        exporter.shutdown()  # pyright: ignore[reportUnknownMemberType]
+        threads.close()
 
 
 def metrics_data(reports: Iterable[Report], client: str, resources: _Resources = resource) -> "MetricsData":
@@ -190,6 +208,7 @@ def _exporter(which: str) -> "MetricExporter":
         raise ConfigError(
             "the environment asks for metrics by OTLP, which needs: pip install 'meshkit[otlp]'"
         ) from None
+    quieten(_EXPORTER)
     return OTLPMetricExporter()
 
 

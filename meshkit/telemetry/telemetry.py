@@ -30,6 +30,8 @@ class Telemetry:
         self.on_last: Callable[[Report], None] | None = None
         # Those that start, run or drain, by name.
         self.instances: dict[str, Instance] = {}
+        # Whether there has been one.
+        self.serves = False
         self._started = time.time()
         self._transport = transport
 

@@ -9,9 +9,7 @@ import copy
 import functools
 import logging
 import random
-import re
 import time
-import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,15 +17,19 @@ from typing import Any, TypeAlias
 
 import msgspec
 from opentelemetry import trace
-from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from meshkit.errors import Cancelled, MeshError, kind
+from meshkit.telemetry.attributes import encodable, exception_attributes, text_of
 from meshkit.telemetry.environment import resource
+from meshkit.telemetry.sampling import asked, share
 
 log = logging.getLogger("meshkit.telemetry")
 
@@ -41,11 +43,6 @@ _MOST_KEPT = 100
 _NOT_SAMPLED, _SAMPLED = TraceFlags(0), TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 _LOW_BITS = TraceIdRatioBased.TRACE_ID_LIMIT
-_KNOWN = re.compile(
-    r"(?:ParentBased\{root:)?(?:TraceIdRatioBased\{(?P<rate>[^}]+)\}|Always(?P<always>On|Off))"
-)
-# Who switches traces off wants none.
-_OFF = ("AlwaysOff", "ParentBased{root:AlwaysOff")
 _OURS = (SpanKind.SERVER, SpanKind.CONSUMER)
 
 
@@ -69,6 +66,7 @@ class Tracer:
         resource: Whose spans they are.
         scope: What made them.
         slow: Nanoseconds from which on a span is kept.
+        limits: What a span has room for, of what the user's code adds to it.
         new_trace_id: Makes an id.
         new_span_id: Likewise.
     """
@@ -80,6 +78,7 @@ class Tracer:
         self.on_end = tracer.span_processor.on_end
         self.resource = provider.resource
         self.slow = round(slow * 1e9)
+        self.limits: SpanLimits = tracer._span_limits  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # nothing else tells
         ids = provider.id_generator
         self.new_trace_id, self.new_span_id = ids.generate_trace_id, ids.generate_span_id
         if type(ids) is RandomIdGenerator:
@@ -88,9 +87,11 @@ class Tracer:
             self.new_span_id = functools.partial(random.getrandbits, 64)
         self._is_ours = isinstance(provider, Provider)
         self._sampler = provider.sampler
-        description = provider.sampler.get_description()
-        self._bound = _bound(description)
-        self._most_kept = 0 if description.startswith(_OFF) else _MOST_KEPT
+        rate, is_off = share(provider.sampler)
+        # Trace ids below it are sampled.
+        self._bound = None if rate is None else TraceIdRatioBased.get_bound_for_rate(rate)
+        # Who switches traces off wants none.
+        self._most_kept = 0 if is_off else _MOST_KEPT
         self._second = self._kept = 0
 
     def of(self, name: str, instance_id: str, version: str) -> "Tracer":
@@ -123,8 +124,7 @@ class Tracer:
             if self._bound is not None:
                 is_sampled = trace_id & _LOW_BITS < self._bound
             else:
-                result = self._sampler.should_sample(None, trace_id, name, kind, dict(attributes))
-                is_sampled = result.decision.is_sampled()
+                is_sampled = asked(self._sampler, trace_id, name, kind, attributes)
             trace = b"%032x" % trace_id
         return Span(
             self, name, kind, attributes, trace, within, is_sampled, self.new_span_id(), time.time_ns()
@@ -141,15 +141,6 @@ class Tracer:
             self._second, self._kept = second, 0
         self._kept += 1
         return self._kept <= self._most_kept
-
-
-def _bound(description: str) -> int | None:
-    """Trace ids below it are sampled; None where the sampler has to be asked, which takes 3 µs."""
-    known = _KNOWN.match(description)
-    if known is None:
-        return None
-    rate = float(known["rate"]) if known["rate"] else known["always"] == "On"
-    return TraceIdRatioBased.get_bound_for_rate(rate)
 
 
 class Span(msgspec.Struct, gc=False, eq=False):
@@ -180,8 +171,9 @@ class Span(msgspec.Struct, gc=False, eq=False):
     start_time: int
     # What most spans do not have: they are not sampled.
     _own: dict[str, Any] | None = None
-    _events: list[Event] | None = None
-    _links: list[Link] | None = None
+    _users: BoundedAttributes | None = None
+    _events: "BoundedList[Event] | None" = None
+    _links: "BoundedList[Link] | None" = None
     _status: Status | None = None
     _line: bytes = b""
     _is_over: bool = False
@@ -250,36 +242,36 @@ class Span(msgspec.Struct, gc=False, eq=False):
             is_failure = error is not None and _is_failure(error)
             if not (is_slow or is_failure) or not self.tracer.may_keep(now):
                 return
-        if error is not None:
-            self._fail(error)
         try:
+            if error is not None:
+                self._fail(error, now)
             self.tracer.on_end(self._readable(now))
         except Exception:
             # Of the user's own processor, for one: no reason for a call to fail.
             log.exception("a span was not taken")
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, now: int) -> None:
         is_here = self.kind in _OURS
         if isinstance(error, asyncio.CancelledError):
             # Who waits no more has not failed; who serves is stopped when a drain's time is over.
-            self.set_attribute("error.type", "Unavailable" if is_here else "Cancelled")
+            self.note("error.type", "Unavailable" if is_here else "Cancelled")
             return
         if not isinstance(error, MeshError):
-            self.set_attribute("error.type", type(error).__name__)
-            self._status = self._status or Status(StatusCode.ERROR, str(error))
+            self.note("error.type", type(error).__name__)
+            self._status = self._status or Status(StatusCode.ERROR, text_of(error))
             return
-        self.set_attribute("error.type", kind(error))
-        self.set_attribute("rpc.response.status_code", str(error.code))
+        self.note("error.type", kind(error))
+        self.note("rpc.response.status_code", str(error.code))
         if error.instance:
-            self.set_attribute("meshkit.instance", error.instance)
+            self.note("meshkit.instance", error.instance)
         if error.budget_spent:
-            self.set_attribute("meshkit.retry_budget_spent", True)
+            self.note("meshkit.retry_budget_spent", True)
         # What a caller did wrong is no failure of who says so, nor is it one to wait no more.
         # https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/
         if error.code >= 500 or not (is_here or isinstance(error, Cancelled)):
-            self._status = self._status or Status(StatusCode.ERROR, error.message)
+            self._status = self._status or Status(StatusCode.ERROR, encodable(error.message))
         if error.__cause__ is not None:
-            self.record_exception(error.__cause__)
+            self._happened("exception", exception_attributes(error.__cause__), now)
 
     def _readable(self, end: int) -> ReadableSpan:
         trace_id, parent = self.trace_id, None
@@ -294,7 +286,7 @@ class Span(msgspec.Struct, gc=False, eq=False):
             context=SpanContext(trace_id, self.span_id, False, _SAMPLED),
             parent=parent,
             resource=self.tracer.resource,
-            attributes={**self.attributes, **self._own} if self._own else self.attributes,
+            attributes=self._attributes(),
             events=self._events or (),
             links=self._links or (),
             kind=self.kind,
@@ -303,6 +295,25 @@ class Span(msgspec.Struct, gc=False, eq=False):
             end_time=end,
             instrumentation_scope=self.tracer.scope,
         )
+
+    def _attributes(self) -> Attributes:
+        if self._users is not None:
+            return {**self.attributes, **self._users, **(self._own or {})}
+        return {**self.attributes, **self._own} if self._own else self.attributes
+
+    def note(self, key: str, value: Any) -> None:
+        """Add an attribute of meshkit's own, whatever was decided for the trace."""
+        if self._own is None:
+            self._own = {}
+        self._own[key] = value
+
+    def _happened(self, name: str, attributes: Attributes | None, timestamp: int | None) -> None:
+        limits = self.tracer.limits
+        if self._events is None:
+            self._events = BoundedList(limits.max_events)
+        most, longest = limits.max_event_attributes, limits.max_attribute_length
+        bounded = BoundedAttributes(most, encodable(attributes or {}), max_value_len=longest)
+        self._events.append(Event(encodable(name), bounded, timestamp or time.time_ns()))
 
     # What OpenTelemetry asks of a span: handlers may add to the one that is theirs.
 
@@ -320,33 +331,49 @@ class Span(msgspec.Struct, gc=False, eq=False):
 
     def set_attributes(self, attributes: Attributes) -> None:
         """Add attributes."""
-        self._own = {**self._own, **attributes} if self._own else dict(attributes)
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Add an attribute."""
-        if self._own is None:
-            self._own = {}
-        self._own[key] = value
+        if not self.is_recording():
+            return
+        if self._users is None:
+            limits = self.tracer.limits
+            most, longest = limits.max_span_attributes, limits.max_span_attribute_length
+            self._users = BoundedAttributes(most, immutable=False, max_value_len=longest)
+        self._users[encodable(key)] = encodable(value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         """Add an event."""
-        if self._events is None:
-            self._events = []
-        self._events.append(Event(name, attributes, timestamp or time.time_ns()))
+        if self.is_recording():
+            self._happened(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         """Add a link."""
+        if not self.is_recording():
+            return
+        limits = self.tracer.limits
         if self._links is None:
-            self._links = []
-        self._links.append(Link(context, attributes))
+            self._links = BoundedList(limits.max_links)
+        bounded = BoundedAttributes(limits.max_link_attributes, encodable(attributes or {}))
+        self._links.append(Link(context, bounded))
 
     def update_name(self, name: str) -> None:
         """Call it something else."""
-        self.name = name
+        if self.is_recording():
+            self.name = encodable(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Say how it went."""
-        self._status = Status(status, description) if isinstance(status, StatusCode) else status
+        if not self.is_recording():
+            return
+        code, text = (
+            (status, description)
+            if isinstance(status, StatusCode)
+            else (status.status_code, status.description)
+        )
+        self._status = Status(code, encodable(text))
 
     def record_exception(
         self,
@@ -355,17 +382,8 @@ class Span(msgspec.Struct, gc=False, eq=False):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        """Add an exception as an event.
-
-        https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-spans/
-        """
-        name = f"{type(exception).__module__}.{type(exception).__qualname__}"
-        what = {
-            "exception.type": name.removeprefix("builtins."),
-            "exception.message": str(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(exception)),
-            "exception.escaped": str(escaped),
-        }
+        """Add an exception as an event."""
+        what = exception_attributes(exception) | {"exception.escaped": str(escaped)}
         self.add_event("exception", {**what, **(attributes or {})}, timestamp)
 
 

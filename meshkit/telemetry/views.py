@@ -33,11 +33,18 @@ async def _live() -> Answer:
 
 
 async def _ready(telemetry: Telemetry) -> Answer:
-    """Whether calls should come here: connected, all instances up, none draining, all their checks well."""
+    """Whether calls should come here: connected, all instances up, none draining, all their checks well.
+
+    Of a client, which has never served, that it is connected; who has served and serves no more is not ready.
+    """
     instances = await asyncio.gather(*(_instance(each) for each in telemetry.instances.values()))
-    is_ready = telemetry.is_connected and all(
-        each["phase"] == "ready" and all(outcome == "ok" for outcome in each["checks"].values())
-        for each in instances
+    is_ready = (
+        telemetry.is_connected
+        and bool(instances) == telemetry.serves
+        and all(
+            each["phase"] == "ready" and all(outcome == "ok" for outcome in each["checks"].values())
+            for each in instances
+        )
     )
     state = {"ready": is_ready, "connected": telemetry.is_connected, "instances": instances}
     status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE

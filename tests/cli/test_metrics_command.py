@@ -47,6 +47,20 @@ async def test_what_strangers_call_themselves_does_not_drive_the_terminal(on_ter
     assert "\x1b" not in shown
 
 
+async def test_what_strangers_call_themselves_adds_no_lines(meshkit, mesh):
+    evil = '{"name": "evil", "id": "1", "published": 1, "version": "v%sforged 1%sforged 2\\rforged 3"}'
+
+    def answer(message):
+        mesh.transport.tell(message.reply, (evil % ("\u2028", "\x85")).encode())
+
+    await mesh.transport.subscribe("_MESH.stats", answer)
+    await mesh.transport.flush()
+    code, out, _ = await meshkit("metrics", "--once")
+    assert code == 0
+    assert "v\u2028forged 1\x85forged 2\rforged 3" in out
+    assert "\nforged" not in out
+
+
 async def test_it_shows_them_until_it_is_told_to_stop(nats_server, unused_port, mesh):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "meshkit", "metrics", "--port", str(unused_port), "--nats", nats_server.url),

@@ -346,7 +346,7 @@ async def test_a_tiny_terminal_shows_the_row_that_is_selected(top, mesh, size):
 
 
 async def test_sections_that_do_not_fit_take_no_room(top, hotel):
-    shown = await top(100, 12)
+    shown = await top(100, 11)
     await shown.until(lambda: is_known(shown))
     await shown.press(DOWN, DOWN, DOWN, ENTER)
     await shown.until(lambda: shown.lines[0].startswith("meshkit top  rooms ") and is_known(shown))
@@ -483,18 +483,20 @@ async def test_once_on_a_terminal(on_terminal, hotel):
     assert all(len(line) <= 60 for line in shown.splitlines())
 
 
-async def test_without_standard_input(nats_server):
-    shell = await asyncio.create_subprocess_shell(
+async def test_without_standard_input_it_looks_once(nats_server):
+    shown = Terminal(80, 24)
+    asyncio.get_running_loop().add_reader(shown.ours, shown.read)
+    shown.process = await asyncio.create_subprocess_shell(
         f"{sys.executable} -m meshkit top --interval 0.5 <&-",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "NATS_URL": nats_server.url},
+        stdout=shown.theirs,
+        stderr=shown.theirs,
+        env={**os.environ, "NATS_URL": nats_server.url, "TERM": "xterm"},
     )
-    assert await shell.communicate() == (
-        b"",
-        b"No service answers. `meshkit run` starts those of a folder.\n",
-    )
-    assert shell.returncode == 0
+    try:
+        assert await shown.process.wait() == 0
+        await shown.shows("No service answers. `meshkit run` starts those of a folder.")
+    finally:
+        await shown.close()
 
 
 @pytest.mark.parametrize("interval", ["nan", "inf", "3601", "0.1"])

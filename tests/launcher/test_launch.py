@@ -257,7 +257,7 @@ def test_mistake_that_shows_at_the_start_drains_everything(launch, tmp_path):
     )
     launched = launch(tmp_path, "rooms.py", "bills.py")
     assert launched.ended() == 78
-    assert launched.lines[-1] == "meshkit: BILLS_DB is not set"
+    assert launched.lines[-1] == "meshkit: bills#1: BILLS_DB is not set"
 
 
 def test_worker_that_crashes_at_its_start_is_tried_again_ever_more_slowly(launch, tmp_path):

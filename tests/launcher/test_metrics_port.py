@@ -64,8 +64,25 @@ async def test_a_port_that_is_taken_ends_it_with_a_sentence(launch, tmp_path):
         port = taken.getsockname()[1]
         run = launch(rooms(tmp_path), "rooms.py", "--metrics-port", str(port))
         assert run.ended() == 78
-    assert f"meshkit: the metrics port {port} is taken; choose another one" in str(run)
+    assert f"meshkit: rooms#1: the metrics port {port} is taken; choose another one" in str(run)
     assert "Traceback" not in str(run)
+
+
+def test_a_port_that_is_taken_when_a_worker_comes_back_is_tried_again(launch, tmp_path, unused_port):
+    taking = f"""
+    import pathlib, socket
+
+    if pathlib.Path("taken").exists():
+        taken = socket.create_server(("", {unused_port}))
+    """
+    (tmp_path / "rooms.py").write_text(textwrap.dedent(ROOMS) + textwrap.dedent(taking))
+    run = launch(tmp_path, "rooms.py", "--metrics-port", str(unused_port))
+    run.wait_for("rooms#1 ready")
+    (tmp_path / "taken").touch()
+    os.kill(run.workers()[0], signal.SIGKILL)
+    run.wait_for(rf"rooms#1 failed \(the metrics port {unused_port} is taken; .*starts again in")
+    (tmp_path / "taken").unlink()
+    run.wait_for(f"rooms#1 ready, metrics on port {unused_port}$")
 
 
 def test_there_must_be_a_port_for_each(launch, tmp_path):
@@ -94,5 +111,47 @@ async def test_a_service_that_runs_itself_has_a_port_too(tmp_path, nats_server, 
     status, _, text = await fetch(unused_port, "/readyz")
     assert (status, '"service":"rooms"' in text) == (200, True)
     assert 'rpc_method="rooms.process"' in (await fetch(unused_port))[2]
+    process.terminate()
+    assert await process.wait() == 0
+
+
+SLOW_TO_START = """
+    import asyncio
+    import pathlib
+
+    @service.lifespan
+    async def lifespan():
+        while not pathlib.Path("may-start").exists():
+            await asyncio.sleep(0.01)
+        yield
+"""
+
+
+async def statuses(port, up):
+    """What /readyz says from the first answer on, until it is well; `up` is created after a few."""
+    said = []
+    async with asyncio.timeout(20):
+        while 200 not in said:
+            try:
+                said.append((await fetch(port, "/readyz"))[0])
+            except ConnectionRefusedError:
+                await asyncio.sleep(0)
+            if len(said) == 10:
+                assert 200 not in said
+                up.touch()
+    return said
+
+
+async def test_a_worker_is_not_ready_before_its_service_is_up(launch, tmp_path, unused_port):
+    (tmp_path / "rooms.py").write_text(textwrap.dedent(ROOMS) + textwrap.dedent(SLOW_TO_START))
+    launch(tmp_path, "rooms.py", "--metrics-port", str(unused_port))
+    assert len(await statuses(unused_port, tmp_path / "may-start")) > 10
+
+
+async def test_a_service_that_runs_itself_is_not_ready_before_it_is_up(tmp_path, nats_server, unused_port):
+    code = textwrap.dedent(ROOMS) + textwrap.dedent(SLOW_TO_START)
+    code += f"\nservice.run({nats_server.url!r}, metrics_port={unused_port})\n"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=tmp_path)
+    assert len(await statuses(unused_port, tmp_path / "may-start")) > 10
     process.terminate()
     assert await process.wait() == 0

@@ -54,7 +54,7 @@ async def lifespan():
     code = "import meshkit\nservice = meshkit.Service('rooms')\n"
     service.write_text(code + lifespan)
     launched = launch(tmp_path, "rooms.py", "--reload")
-    launched.wait_for("reload no database; waits for a change")
+    launched.wait_for("reload rooms#1: no database; waits for a change")
     service.write_text(code)
     launched.wait_for("reload rooms.py changed", "rooms#1 ready")
 

@@ -10,9 +10,9 @@ from otlp import receiver
 from spans import received, shape
 from support import until
 
-from meshkit import ServiceError, connect
+from meshkit import CallPolicy, ServiceError, connect
 
-SHOP = """
+SHOP = r"""
 import asyncio
 from meshkit import CallPolicy, Context, Service, ServiceError
 from opentelemetry import trace
@@ -35,6 +35,16 @@ async def reserve(item: str, ctx: Context) -> int:
         raise ServiceError(503, "the store is locked")
     trace.get_current_span().add_event("row written")
     return 3
+
+@orders.endpoint()
+async def many(count: int, ctx: Context) -> None:
+    for _ in range(count):
+        await ctx.mesh.call("stock.reserve", "lamp")
+
+@orders.endpoint()
+async def lose() -> None:
+    with trace.get_tracer("shop").start_as_current_span("half \udcff"):
+        raise FileNotFoundError("\udcff")
 
 @mail.subscribe("orders.placed")
 async def confirm(left: int) -> None:
@@ -125,9 +135,36 @@ async def test_a_receiver_that_is_away_keeps_no_drain_waiting_and_fills_no_log(l
     started = time.monotonic()
     run.signal(signal.SIGTERM)
     assert run.ended() == 0
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 4
     told = [line for line in run.lines if "opentelemetry" in line or "meshkit.telemetry" in line]
     assert 1 <= len(told) <= 6, told
+
+
+async def test_a_trace_that_is_long_shows_its_beginning_at_once(launch, shop):
+    run = launch(shop, "shop.py", "--trace")
+    run.wait_for("orders#1 ready", "stock#1 ready", "mail#1 ready")
+    async with connect(run.url) as mesh:
+        await mesh.call("orders.many", 300)
+    started = time.monotonic()
+    run.wait_for("901 spans, 200 shown")
+    assert time.monotonic() - started < 10
+    start = next(n for n, line in enumerate(run.lines) if line.startswith("trace "))
+    assert run.lines[start + 1].startswith("  orders.many\t")
+    assert run.lines[start + 2].startswith("    call stock.reserve\t")
+
+
+async def test_half_a_character_in_an_error_loses_no_trace(launch, shop):
+    run = launch(shop, "shop.py", "--trace")
+    run.wait_for("orders#1 ready", "stock#1 ready", "mail#1 ready")
+    async with connect(run.url) as mesh:
+        with pytest.raises(ServiceError):
+            await mesh.call("orders.lose", policy=CallPolicy(retries=0))
+    run.wait_for(r"FileNotFoundError: \?", r"half \?")
+
+
+async def test_who_switches_opentelemetry_off_is_told_why_nothing_shows(launch, shop):
+    run = launch(shop, "shop.py", "--trace", OTEL_SDK_DISABLED="true")
+    run.wait_for("orders#1 ready", "OTEL_SDK_DISABLED=true: there are no traces to show")
 
 
 async def test_what_comes_faster_than_it_can_be_read_is_counted(launch, shop):

@@ -13,17 +13,19 @@ class Seen:
 
     def __init__(self):
         self.traces = []
+        self.left_out = []
         self.notices = []
 
-    def trace(self, spans):
+    def trace(self, spans, left_out):
         self.traces.append([span.id for span in spans])
+        self.left_out.append(left_out)
 
     def notice(self, notice):
         self.notices.append(notice.what)
 
 
 def span(trace, id_, parent="", **more):
-    return Span(trace=trace, id=id_, parent=parent, name=id_, start=0, end=1, **more)
+    return Span(trace=trace, id=id_, parent=parent, name=id_, **{"start": 0, "end": 1, **more})
 
 
 @pytest.fixture
@@ -94,6 +96,18 @@ async def test_what_waits_is_bounded(shown):
     assert len(traces._waiting) <= 500
     await clock.advance(1)
     assert seen.notices[0] == "1501 more traces are not shown"
+
+
+async def test_of_a_long_trace_the_beginning_is_kept_and_its_root(shown):
+    traces, seen, clock = shown
+    calls = [span("t", f"{n}", "root", start=10 + n, end=11 + n) for n in range(1000)]
+    for n in range(0, 1000, 100):
+        traces.tell(*reversed(calls[n : n + 100]))
+        await clock.advance(0.1)
+    traces.tell(span("t", "root", start=10, end=2000))
+    await clock.advance(0.7)
+    assert seen.traces == [["root", *(f"{n}" for n in range(399))]]
+    assert seen.left_out == [601]
 
 
 async def test_in_the_end_all_is_shown(clock):

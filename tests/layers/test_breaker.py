@@ -1,8 +1,10 @@
 import abc
 import asyncio
+import gc
 import logging
 import random
 import time
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -497,3 +499,20 @@ async def run(steps, failures):
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_refusal_is_let_go_without_the_garbage_collector(clock):
+    target = Target()
+    await target.open()
+
+    async def refused():
+        try:
+            await target.handler(REQUEST)
+        except CircuitOpen as error:
+            return weakref.ref(error)
+
+    gc.disable()
+    try:
+        assert (await refused())() is None
+    finally:
+        gc.enable()

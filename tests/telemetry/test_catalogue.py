@@ -85,8 +85,20 @@ CALLED = {"outcomes": CallStatistics().outcomes, "attempts": CallStatistics().at
     ],
 )
 def test_there_are_as_many_series_as_the_page_says(what, more):
-    shown = page(families([Report("rooms", "1", bound=BOUND, **what)]))
+    shown = page(families([Report("rooms", "1", "1.0.0", bound=BOUND, **what)]))
     assert sum(not line.startswith("#") for line in shown.splitlines()) == 32 + more
+
+
+def test_what_others_leave_empty_makes_no_series_twice():
+    empty = {"": Distribution(), "ok": Distribution()}
+    served = [Served("a", "a", outcomes=empty), Served("b", "")]
+    called = [Called("b", outcomes=empty, attempts={"": 7, "ok": 1}, refusals={"": 7}), Called("")]
+    report = Report("evil", "1", "1.0.0", served=served, called=called, bound=BOUND)
+    lines = [line for line in page(families([report])).split("\n") if line]
+    assert not any('=""' in line for line in lines)
+    assert any("rpc_server_call_duration" in line and 'rpc_method="a"' in line for line in lines)
+    names = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(names) == len(set(names))
 
 
 if __name__ == "__main__":

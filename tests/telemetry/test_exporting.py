@@ -1,6 +1,5 @@
 """Who gets spans, by what the environment says: in processes of their own, as it holds for all of one."""
 
-import logging
 import socket
 import subprocess
 import sys
@@ -112,6 +111,13 @@ def test_spans_can_be_printed(nats_server):
             "OTEL_TRACES_SAMPLER=sometimes: write always_on, always_off, traceidratio, parentbased_always",
         ),
         ({"MESHKIT_TRACE_SLOW": "soon"}, "MESHKIT_TRACE_SLOW"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, "OTEL_BSP_SCHEDULE_DELAY=soon: write a whole number"),
+        (
+            {"OTEL_SPAN_EVENT_COUNT_LIMIT": "many"},
+            "OTEL_SPAN_EVENT_COUNT_LIMIT must be a non-negative integer",
+        ),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://"}, "write a URL such as http://localhost:4318"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a:b"}, "write a URL such as http://localhost:4318"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_*: max_queue_size must be a positive integer"),
         (
             {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "localhost:4318"},
@@ -171,16 +177,70 @@ def test_a_receiver_that_hangs_keeps_no_process_from_ending(nats_server):
     assert told == "the last spans were not exported within 2 s\n"
 
 
-def test_trouble_with_exporting_is_logged_once_a_minute(caplog, monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    from meshkit.telemetry.exporting import span_exporter
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_receiver_that_is_away_is_waited_for_once(nats_server, unused_port, silent):
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1] if silent else unused_port
+        started = time.monotonic()
+        told = run(
+            nats_server,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+            OTEL_TRACES_SAMPLER="always_on",
+        )
+    # Of both, at the same time.
+    assert time.monotonic() - started < 5
+    assert "the last spans were not exported within 2 s" in told
+    assert "the last metrics were not sent within 2 s" in told
+    assert silent or "the last spans were not exported within 2 s: Transient error" in told
 
-    span_exporter("otlp")
-    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    try:
-        for _ in range(100):
-            logger.warning("it is away")
-        assert len(caplog.records) == 1
-    finally:
-        logger.filters.clear()
-    caplog.clear()
+
+FOREIGN = """
+import threading
+from opentelemetry import trace
+
+class Wrapper(trace.TracerProvider):
+    def get_tracer(self, *_, **__):
+        return trace.NoOpTracer()
+
+trace.set_tracer_provider(%s)
+"""
+AGAIN = """
+before = threading.active_count()
+for _ in range(3):
+    asyncio.run(main())
+assert threading.active_count() == before, threading.enumerate()
+"""
+
+
+@pytest.mark.parametrize("provider", ["Wrapper()", "trace.NoOpTracerProvider()"])
+def test_a_provider_that_is_not_the_sdks_is_left_alone(nats_server, provider):
+    with receiver() as there:
+        env = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{there.url}/v1/traces"}
+        told = run(
+            nats_server, code=FOREIGN % provider + CALLS + AGAIN, OTEL_TRACES_SAMPLER="always_on", **env
+        )
+        assert there.received == []
+    said = "meshkit's calls are not traced: the TracerProvider is a __main__.Wrapper"
+    assert told.count(said) == provider.startswith("Wrapper")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+        "opentelemetry.sdk._shared_internal",
+    ],
+)
+def test_trouble_with_exporting_is_logged_once_a_minute(nats_server, name):
+    code = f"""
+import logging
+from meshkit.telemetry import otel, exporting
+logging.basicConfig(format="%(name)s %(levelname)s")
+exporting.tracer("x"), otel._exporter("otlp")
+for _ in range(100):
+    logging.getLogger("{name}").warning("it is away %s", _)
+    logging.getLogger("{name}").error("it is given up %s", _)
+"""
+    told = run(nats_server, code=code, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
+    assert told.splitlines() == [f"{name} WARNING", f"{name} ERROR"]

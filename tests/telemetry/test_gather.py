@@ -11,7 +11,6 @@ from meshkit import Context, NotFound, Service, connect
 from meshkit.telemetry import gather
 from meshkit.telemetry.gather import Gatherer
 from meshkit.telemetry.monitoring import Monitoring
-from meshkit.telemetry.page import page
 from meshkit.telemetry.report import STATS
 from meshkit.transport.server import EmbeddedServer
 
@@ -30,7 +29,7 @@ async def gatherer(server):
 
 
 async def gathered(gatherer):
-    return values(page(await gatherer.families()))
+    return values(await gatherer.page())
 
 
 def guest_and_rooms():
@@ -118,19 +117,19 @@ async def test_scrapes_that_come_together_share_one_gathering(server, gatherer):
     async with connect(server.url) as mesh:
         await mesh.transport.subscribe(STATS, asked.append)
         await mesh.transport.flush()
-        first, second = await asyncio.gather(gatherer.families(), gatherer.families())
+        first, second = await asyncio.gather(gatherer.page(), gatherer.page())
         assert first is second
         assert len(asked) == 1
-        assert await gatherer.families() is not first
+        assert await gatherer.page() is not first
         assert len(asked) == 2
 
 
 async def test_a_scrape_that_is_given_up_does_not_end_the_others(server, gatherer):
     async with connect(server.url) as mesh, mesh.serve(gated("there")):
-        one, other = (asyncio.create_task(gatherer.families()) for _ in range(2))
+        one, other = (asyncio.create_task(gatherer.page()) for _ in range(2))
         await asyncio.sleep(0)
         one.cancel()
-        assert 'service_name="there"' in page(await other)
+        assert 'service_name="there"' in await other
 
 
 async def test_answers_that_cannot_be_read_are_left_out_and_counted(server, gatherer, caplog):
@@ -148,11 +147,58 @@ async def test_answers_that_cannot_be_read_are_left_out_and_counted(server, gath
     assert caplog.text.count("3 answers are left out, such as: a report: 2 bins, not 22 - at `$.lag`") == 1
 
 
+def much(called):
+    """What an instance reports that calls a lot."""
+    return b'{"name": "much", "id": "%d", "called": [%s]}' % (len(called), b", ".join(called))
+
+
+def targets(count, more=b""):
+    return [b'{"target": "t%d"%s}' % (number, more) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        [b'{"target": "%s"}' % (b"x" * 600_000)],
+        targets(2049),
+        targets(100, b', "outcomes": {%s}' % b", ".join(b'"%d": {}' % kind for kind in range(30))),
+        targets(100, b', "attempts": {%s}' % b", ".join(b'"%d": 1' % kind for kind in range(30))),
+    ],
+    ids=["bytes", "targets", "outcomes", "attempts"],
+)
+async def test_reports_that_would_fill_the_page_are_left_out(server, gatherer, called):
+    async with connect(server.url) as mesh, mesh.serve(gated("fine")):
+        await answer_with(mesh, STATS, much(called))
+        found = await gathered(gatherer)
+    assert found["meshkit_gather_unreadable"] == 1
+    assert found["meshkit_gather_instances"] == 1
+    assert len(found) < 1000
+
+
+async def test_so_are_those_whose_sender_has_a_name_without_end(server, gatherer):
+    async with connect(server.url) as mesh:
+        await answer_with(mesh, STATS, b'{"name": "%s", "id": "1"}' % (b"x" * 256))
+        await answer_with(mesh, STATS, b'{"name": "%s", "id": "1"}' % (b"x" * 255))
+        found = await gathered(gatherer)
+    assert found["meshkit_gather_unreadable"] == 1
+    assert found["meshkit_gather_instances"] == 1
+
+
+async def test_who_calls_as_many_targets_as_are_counted_is_shown(server, gatherer):
+    of_each = b', "outcomes": {"ok": {}, "NotFound": {}}, "attempts": {"ok": 1, "NotFound": 1}'
+    async with connect(server.url) as mesh:
+        await answer_with(mesh, STATS, much(targets(257, of_each)))
+        found = await gathered(gatherer)
+    assert found["meshkit_gather_unreadable"] == 0
+    assert found["meshkit_gather_instances"] == 1
+
+
 async def answer_with(mesh, subject, payload):
     def answer(message):
         mesh.transport.tell(message.reply, payload)
 
     await mesh.transport.subscribe(subject, answer)
+    await mesh.transport.flush()
 
 
 async def test_who_answers_without_end_is_waited_for_no_longer(server, gatherer, monkeypatch):

@@ -1,7 +1,10 @@
 import asyncio
 import contextlib
 import socket
+import struct
+from pathlib import Path
 
+import anyio
 import pytest
 from support import fetch, gated, until
 
@@ -60,6 +63,26 @@ async def test_requests_are_bounded(watched):
     assert (status, text) == (431, "A request has 8192 bytes at most.\n")
 
 
+@pytest.mark.parametrize(
+    "request_in_parts",
+    [
+        [b"GET / HTTP/1.1\n\n"],
+        [b"GET / HT", b"TP/1.1\r\nHost: x\r", b"\n\r", b"\n"],
+        [b"GET / HTTP/1.1\r\n" + b"X: " + b"x" * (8192 - 16 - 7) + b"\r\n\r\n"],
+    ],
+)
+async def test_requests_come_in_parts_and_without_carriage_returns(unused_port, request_in_parts):
+    async with listening(unused_port, {"/": here}):
+        reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+        for part in request_in_parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            assert (await reader.read()).endswith(b"\r\n\r\nhere")
+        writer.close()
+
+
 async def test_who_says_nothing_is_hung_up_on(clock, unused_port):
     async with listening(unused_port, {}):
         reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
@@ -72,15 +95,64 @@ async def test_who_says_nothing_is_hung_up_on(clock, unused_port):
         writer.close()
 
 
-async def test_connections_are_bounded(unused_port):
-    async with listening(unused_port, {}), contextlib.AsyncExitStack() as connections:
-        for _ in range(64):
-            _, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+async def here():
+    return Answer(b"here")
+
+
+async def test_of_too_many_connections_the_oldest_ends(unused_port):
+    async with listening(unused_port, {"/": here}), contextlib.AsyncExitStack() as connections:
+        opened = []
+        for _ in range(65):
+            reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
             connections.callback(writer.close)
-        reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+            opened.append(reader)
         async with asyncio.timeout(5):
-            assert await reader.read() == b""
-        writer.close()
+            assert await opened[0].read() == b""
+            assert (await fetch(unused_port, "/"))[2] == "here"
+            assert await opened[1].read() == b""
+        assert not opened[2].at_eof()
+
+
+async def test_an_answer_that_nobody_reads_is_not_kept(clock, unused_port):
+    async def much():
+        return Answer(bytes(30_000_000))
+
+    async with listening(unused_port, {"/": much}):
+        with socket.create_connection(("127.0.0.1", unused_port)) as silent:
+            before = descriptors()
+            silent.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            await clock.advance(9.9)
+            assert descriptors() == before + 1
+            await clock.advance(0.2)
+            await until(lambda: descriptors() == before)
+
+
+def descriptors():
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_who_hangs_up_before_the_answer_leaves_no_trace(unused_port, caplog, use_uvloop):
+    async def hang_up():
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def slow():
+            asked.set()
+            await may_answer.wait()
+            return Answer(b"late")
+
+        async with listening(unused_port, {"/": here, "/slow": slow}):
+            with socket.create_connection(("127.0.0.1", unused_port)) as caller:
+                caller.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+                await asked.wait()
+                # Its end is a reset, not a goodbye.
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await fetch(unused_port, "/")
+            may_answer.set()
+            await fetch(unused_port, "/")
+
+    anyio.run(hang_up, backend_options={"use_uvloop": use_uvloop})
+    assert caplog.text == ""
 
 
 async def test_a_page_that_fails_is_logged_and_the_others_go_on(unused_port, caplog):
@@ -166,7 +238,19 @@ async def test_while_it_drains_it_is_not_ready_and_goes_on_showing_metrics(watch
         service.gate.set()
         assert await call == "done"
         await leaving
-    assert (await fetch(port, "/readyz"))[0] == 200
+
+
+async def test_when_all_it_served_has_drained_it_is_not_ready(watched):
+    mesh, port = watched
+    async with mesh.serve(gated("one")):
+        async with mesh.serve(gated("other")):
+            pass
+        assert (await fetch(port, "/readyz"))[0] == 200
+    answer = '{"ready":false,"connected":true,"instances":[]}\n'
+    assert (await fetch(port, "/readyz"))[::2] == (503, answer)
+    assert (await fetch(port, "/livez"))[0] == 200
+    async with mesh.serve(gated("again")):
+        assert (await fetch(port, "/readyz"))[0] == 200
 
 
 async def test_its_dependencies_are_asked(watched):

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from spans import Recorder, shape
 from support import until
 
-from meshkit import Context, Service, connect
+from meshkit import CallPolicy, Context, MeshError, Service, connect
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -258,6 +258,67 @@ async def test_where_nothing_is_traced_the_headers_go_on_as_they_came(mesh, echo
     assert {name: told["headers"][name] for name in headers} == headers
 
 
+async def test_the_state_of_the_callers_own_span_goes_along(traced):
+    mesh, _ = traced
+    state = trace.TraceState([("vendor", "x")])
+    named = trace.SpanContext(int(TRACE, 16), int(SPAN, 16), True, trace.TraceFlags(1), state)
+    token = context.attach(trace.set_span_in_context(trace.NonRecordingSpan(named)))
+    try:
+        told = await mesh.call("echo.relay")
+        own = await mesh.call("echo.relay", headers={"tracestate": "mine=y"})
+    finally:
+        context.detach(token)
+    assert told["headers"]["tracestate"] == "vendor=x"
+    assert told["headers"]["traceparent"].startswith(f"00-{TRACE}-")
+    assert own["headers"]["tracestate"] == "mine=y"
+
+
+@pytest.mark.parametrize("within", [False, True])
+async def test_a_trace_goes_on_through_a_connection_that_makes_no_spans(
+    monkeypatch, nats_server, mesh, within
+):
+    service, heads, other = Service("bridge"), [], []
+
+    @service.endpoint()
+    async def cross() -> None:
+        async def call():
+            with pytest.raises(MeshError):
+                await other[0].call("raw.there", timeout=0.05, policy=CallPolicy(retries=0))
+            await other[0].publish("raw.there")
+
+        if not within:
+            return await call()
+        with trace.get_tracer("user").start_as_current_span("of the handler"):
+            return await call()
+
+    async with mesh.serve(service):
+        recorder = Recorder(monkeypatch)
+        async with connect(nats_server.url) as traced:
+            other.append(traced)
+            await mesh.transport.subscribe("raw.there", lambda message: heads.append(message.head))
+            headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=x", "baggage": "a=b"}
+            await mesh.call(cross, headers=headers)
+            await until(lambda: len(heads) == 2)
+    for head in heads:
+        lines = head.lower().split(b"\r\n")
+        assert [line[:11] for line in lines if line.startswith(b"trace")].count(b"traceparent") == 1
+        assert b"tracestate: vendor=x" in lines
+        assert b"baggage: a=b" in lines
+    if not within:
+        assert {span.trace for span in recorder.spans} == {TRACE}
+        assert {span.parent for span in recorder.spans if "attempt" not in span.name} == {SPAN}
+
+
+async def test_baggage_that_is_too_long_is_none_and_fills_no_log(traced, caplog):
+    mesh, _ = traced
+    for _ in range(50):
+        told = await mesh.call("echo.tell", headers={"baggage": "a=" + "x" * 9000})
+        assert told["baggage"] == {}
+        await mesh.call("echo.tell", headers={"baggage": "junk"})
+    assert len([record for record in caplog.records if "aggage" in record.getMessage()]) <= 1
+    caplog.clear()
+
+
 # Events
 
 
@@ -316,7 +377,7 @@ when = sys.argv[2]
 if when == "before":
     NatsInstrumentor().instrument()
 import meshkit.transport.nats
-from meshkit import Context, Service, connect
+from meshkit import CallPolicy, Context, MeshError, Service, connect
 if when == "after":
     NatsInstrumentor().instrument()
 

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -18,8 +19,9 @@ from opentelemetry.sdk.trace.sampling import (
     ParentBasedTraceIdRatio,
     Sampler,
     SamplingResult,
+    TraceIdRatioBased,
 )
-from opentelemetry.trace import get_current_span
+from opentelemetry.trace import StatusCode, get_current_span
 from otlp import receiver
 from spans import Recorder, received, shape
 from support import until
@@ -528,3 +530,177 @@ async def test_an_exporter_that_hangs_keeps_neither_calls_nor_the_end_waiting(
         assert "the last spans were not exported within 2 s" in caplog.text
     finally:
         released.set()
+
+
+async def test_an_error_that_cannot_say_what_it_is_is_answered_and_traced(recorder, mesh, caplog):
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    service = Service("mute")
+
+    @service.endpoint()
+    async def work() -> None:
+        raise Mute
+
+    async with mesh.serve(service):
+        with pytest.raises(InternalError):
+            await mesh.call(work, timeout=2, policy=ONCE)
+        [server] = [span for span in recorder.spans if span.kind == "SERVER"]
+    [(_, what)] = server.events
+    assert what["exception.message"] == "<Mute whose text cannot be made>"
+    caplog.clear()
+
+
+async def test_a_sampler_that_raises_samples_nothing_and_says_so_once(monkeypatch, nats_server, caplog):
+    class Broken(Sampler):
+        def should_sample(self, *_, **__):
+            raise RuntimeError("no dice")
+
+        def get_description(self):
+            return "Broken"
+
+    recorder = Recorder(monkeypatch, Broken())
+    await traced(nats_server, 5)
+    assert recorder.spans == []
+    assert caplog.text.count("the sampler failed; what it does not decide is not sampled") == 1
+    assert caplog.text.count("RuntimeError: no dice") == 1
+    caplog.clear()
+
+
+@pytest.mark.parametrize("wrap", [lambda sampler: sampler, ParentBased])
+async def test_a_sampler_that_is_derived_from_one_of_the_sdks_is_asked(monkeypatch, nats_server, wrap):
+    class Mine(TraceIdRatioBased):
+        def should_sample(self, *_, **__):
+            return SamplingResult(Decision.DROP)
+
+    recorder = Recorder(monkeypatch, wrap(Mine(1.0)))
+    await traced(nats_server, 5)
+    assert recorder.spans == []
+
+
+async def test_a_stream_that_fails_late_by_the_callers_mistake_is_not_slow(unsampled):
+    mesh, recorder = unsampled
+    service = Service("late")
+
+    @service.endpoint()
+    async def count():
+        yield 1
+        await asyncio.sleep(0.06)
+        raise ServiceError(404, "no more")
+
+    async with mesh.serve(service):
+        with pytest.raises(ServiceError):
+            _ = [item async for item in mesh.stream("late.count", returns=int)]
+    assert recorder.spans == []
+
+
+# What handlers add
+
+
+@pytest.fixture
+async def adding(monkeypatch, nats_server):
+    """Calls an endpoint that does this with its span; what was sent of that."""
+
+    async def call(add, sampler=ALWAYS_ON):
+        recorder = Recorder(monkeypatch, sampler)
+        service = Service("adds")
+        kept = []
+
+        @service.endpoint()
+        async def work() -> None:
+            kept.append(get_current_span())
+            add(kept[0])
+
+        async with connect(nats_server.url) as mesh, mesh.serve(service):
+            await mesh.call(work)
+        return [span for span in recorder.spans if span.kind == "SERVER"], kept[0]
+
+    return call
+
+
+async def test_there_is_room_for_so_much(adding, caplog):
+    many = {f"a{n}": n for n in range(200)}
+
+    def much(span):
+        span.set_attributes(many)
+        for n in range(200):
+            span.add_event(f"e{n}", many if n == 199 else None)
+            span.add_link(span.get_span_context())
+
+    [[span], _] = await adding(much)
+    assert len([name for name in span.attributes if name.startswith("a")]) == 128
+    assert len(span.events) == 128
+    assert len(span.events[-1][1]) == 128
+    caplog.clear()
+
+
+async def test_what_is_not_sampled_has_room_for_nothing(adding):
+    def much(span):
+        for n in range(1000):
+            span.set_attribute(f"a{n}", n)
+            span.add_event(f"e{n}")
+            span.add_link(span.get_span_context())
+            span.record_exception(ValueError(n))
+
+    _, span = await adding(much, ALWAYS_OFF)
+    assert (span._own, span._users, span._events, span._links) == (None, None, None, None)
+
+
+async def test_what_no_encoder_takes_is_put_in_words_and_loses_no_spans(adding, caplog):
+    def odd(span):
+        span.set_attribute("price", Decimal("1.5"))
+        span.set_attribute("half", "\udcff")
+        span.set_attributes({"halves": ["\udcff", "b"]})
+        span.add_event("\udcff", {"half": "\udcff"})
+        span.set_status(StatusCode.ERROR, "\udcff")
+
+    [[span], _] = await adding(odd)
+    assert (span.attributes["price"], span.attributes["half"]) == ("1.5", "?")
+    assert span.events == [("?", {"half": "?"})]
+    assert span.message == "?"
+    caplog.clear()
+
+
+async def test_the_text_of_an_error_may_have_half_a_character(recorder, mesh, caplog):
+    caplog.set_level("CRITICAL", "meshkit")  # what is logged goes through pytest, which is no better at it
+    service = Service("halves")
+
+    @service.endpoint()
+    async def work() -> None:
+        raise FileNotFoundError("\udcff")
+
+    @service.endpoint()
+    async def say() -> None:
+        raise ServiceError(500, "\udcff")
+
+    async with mesh.serve(service):
+        for endpoint in (work, say):
+            with pytest.raises(ServiceError):
+                await mesh.call(endpoint, policy=ONCE)
+    served = [span for span in recorder.spans if span.kind == "SERVER"]
+    assert [(span.status, span.message) for span in served][1] == ("ERROR", "?")
+    assert served[0].events[0][1]["exception.message"] == "?"
+
+
+async def test_an_exception_is_part_of_its_spans_time(monkeypatch, nats_server, caplog):
+    ended = []
+
+    class Kept(SpanProcessor):
+        def on_end(self, span):
+            ended.append(span)
+
+    Recorder(monkeypatch).provider.add_span_processor(Kept())
+    service = Service("faulty")
+
+    @service.endpoint()
+    async def work() -> None:
+        raise ValueError("no")
+
+    async with connect(nats_server.url) as mesh, mesh.serve(service):
+        with pytest.raises(InternalError):
+            await mesh.call(work, policy=ONCE)
+    [event] = [event for span in ended for event in span.events]
+    [span] = [span for span in ended if span.events]
+    assert span.start_time <= event.timestamp <= span.end_time
+    caplog.clear()
