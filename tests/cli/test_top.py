@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import sys
 import termios
@@ -487,7 +488,7 @@ async def test_without_standard_input_it_looks_once(nats_server):
     shown = Terminal(80, 24)
     asyncio.get_running_loop().add_reader(shown.ours, shown.read)
     shown.process = await asyncio.create_subprocess_shell(
-        f"{sys.executable} -m meshkit top --interval 0.5 <&-",
+        f"{shlex.quote(sys.executable)} -m meshkit top --interval 0.5 <&-",
         stdout=shown.theirs,
         stderr=shown.theirs,
         env={**os.environ, "NATS_URL": nats_server.url, "TERM": "xterm"},
