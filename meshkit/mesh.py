@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -90,6 +90,11 @@ class Mesh:
         self.directory = Directory(transport) if directory is None else directory
         self.telemetry = telemetry or Telemetry(transport)
         self.tracer = tracer or self.telemetry.tracer
+        self._traced_publish: Callable[[Request, bytes], Awaitable[None]] | None = None
+        if self.tracer is not None:
+            from meshkit.layers.trace import publish  # which loads OpenTelemetry
+
+            self._traced_publish = functools.partial(publish, self.tracer, self.transport)
         if caller is None:
             self.telemetry.reporters.append(functools.partial(self._report, name or "client"))
         self.published = 0
@@ -379,13 +384,10 @@ class Mesh:
         current = CURRENT.get()
         inherited = b"" if current is None else current.inherited
         payload = b"" if message is None else codec.encode(message, kind)
-        if self.tracer is None:
-            await self.transport.publish(subject, payload, merge(inherited, head))
+        if self._traced_publish is None:
+            await self.transport.publish(subject, payload, merge(inherited, head) if inherited else head)
         else:
-            from meshkit.layers import trace
-
-            event = Request(subject, payload, head, 0.0, math.inf)
-            await trace.publish(self.tracer, self.transport, event, inherited)
+            await self._traced_publish(Request(subject, payload, head, 0.0, math.inf), inherited)
         self.published += 1
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable
 
 from opentelemetry import trace
-from opentelemetry.baggage import _BAGGAGE_KEY  # pyright: ignore[reportPrivateUsage] # likewise
+from opentelemetry.baggage import _BAGGAGE_KEY  # pyright: ignore[reportPrivateUsage] # asking for all of it takes 0.3 µs
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import SpanKind
@@ -227,9 +227,9 @@ async def publish(tracer: Tracer, transport: Transport, event: Request, inherite
     }
     span = _begin(tracer, f"send {_masked(event.subject)}", SpanKind.PRODUCER, attributes, event)
     if inherited:
-        inherited = TRACEPARENT.sub(b"", inherited)
+        event.head = merge(TRACEPARENT.sub(b"", inherited), event.head)
     try:
-        await transport.publish(event.subject, event.payload, merge(inherited, event.head) + span.line)
+        await transport.publish(event.subject, event.payload, event.head + span.line)
     except BaseException as error:
         span.finish(error)
         raise

@@ -64,7 +64,11 @@ class Accounts:
     def stats(self) -> StatsResponse:
         """What the services protocol has: the endpoints, with what else is known of each."""
         circuits = dict(islice(self._mesh.circuits.items(), _MOST_CIRCUITS))
-        each = [msgspec.structs.replace(one, circuits=circuits) for one in self._served()]
+        shared = bound(self.shared)
+        each = [
+            msgspec.structs.replace(one, circuits=circuits, bound=one.bound or shared)
+            for one in self._served()
+        ]
         endpoints = list(zip(self.statistics.values(), each, strict=True))
         return stats(self._service, self._id, self._started, endpoints[: len(self._service.endpoints)])
 

@@ -50,7 +50,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
         queued: How long those that had to wait did.
         received: Bytes of their payloads.
         sent: Bytes of the payloads of the answers.
-        bound: The endpoint's own bound on concurrency, if it has one.
+        bound: The endpoint's own bound on concurrency, if it has one; in `$SRV.STATS` else its service's.
         circuits: In `$SRV.STATS`, the circuit breakers of what the instance calls that are not closed.
     """
 

@@ -145,6 +145,8 @@ async def test_what_waits_for_a_slot_is_counted_with_how_long_it_did(mesh):
         await until(lambda: served(instance, "wait").in_flight == 3)
         bound = instance.report().bound
         assert (bound.running, bound.waiting, bound.limit) == (1, 2, 1)
+        endpoints = (await mesh.service("pile")).instances[0].endpoints
+        assert [each.data["bound"]["waiting"] for each in endpoints] == [2, 2]
         service.gate.set()
         await asyncio.gather(*calls)
         report = served(instance, "wait")
