@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed-
 # Tests that run one way alone: what they show is the same whichever way bytes take to the socket.
-ONE_WAY := benchmarks cli examples launcher telemetry/test_alerts.py telemetry/test_dashboards.py telemetry/test_prometheus.py
+ONE_WAY := benchmarks cli examples launcher telemetry/dashboards telemetry/metrics/test_prometheus.py
 
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:

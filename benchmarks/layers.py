@@ -39,7 +39,7 @@ from meshkit.layers.retry import retry
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.message import CALLER, CURRENT, TIMEOUT, Handler, Layer, Request, Response
 from meshkit.quota import quota
-from meshkit.telemetry.tracing import Tracer
+from meshkit.telemetry.traces.tracing import Tracer
 from meshkit.transport.server import EmbeddedServer
 
 SLICES, CALLS = 150, 500

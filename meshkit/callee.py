@@ -21,7 +21,7 @@ from meshkit.transport import Transport
 if TYPE_CHECKING:  # they load libraries that callers without them need not wait for
     from meshkit.layers.breaker import Breaker
     from meshkit.quota import Quota
-    from meshkit.telemetry.tracing import Tracer
+    from meshkit.telemetry.traces.tracing import Tracer
 
 # Subjects whose callees are remembered; the state of one that is forgotten begins anew.
 _MOST = 4096

@@ -17,9 +17,9 @@ from meshkit.errors import ConfigError, MeshError, shortened
 from meshkit.mesh import Mesh, StrPath
 from meshkit.policies import NO_POLICIES, Policies, load
 from meshkit.service import Service
-from meshkit.telemetry.exporting import tracer
-from meshkit.telemetry.otel import exporting
+from meshkit.telemetry.metrics.otel import exporting
 from meshkit.telemetry.telemetry import Telemetry
+from meshkit.telemetry.traces.exporting import tracer
 
 if TYPE_CHECKING:
     from meshkit.transport.nats import NatsTransport
@@ -143,8 +143,8 @@ def _showing(telemetry: Telemetry, port: int | None) -> AbstractAsyncContextMana
     if not isinstance(port, int) or not 0 < port < 65536:  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
         raise ConfigError(f"metrics_port is a port such as 9100, not {shortened(repr(port), 200)}")
     # Who has no port need not wait for what answers on it.
-    from meshkit.telemetry.listener import listening
-    from meshkit.telemetry.views import pages
+    from meshkit.telemetry.metrics.listener import listening
+    from meshkit.telemetry.metrics.views import pages
 
     return listening(port, pages(telemetry))
 

@@ -34,7 +34,7 @@ from meshkit.signature import Signature
 from meshkit.stack import Bounds, event_stack, server_stack
 from meshkit.subject import LONGEST
 from meshkit.telemetry.accounts import Accounts
-from meshkit.telemetry.tap import Taps
+from meshkit.telemetry.live.tap import Taps
 from meshkit.threads import Threads
 from meshkit.transport import CANCEL, Message, Transport
 from meshkit.transport import Subscription as Interest

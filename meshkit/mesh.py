@@ -44,8 +44,8 @@ from meshkit.telemetry.telemetry import Telemetry
 from meshkit.transport import Transport
 
 if TYPE_CHECKING:
-    from meshkit.telemetry.path import Path
-    from meshkit.telemetry.tracing import Tracer
+    from meshkit.telemetry.paths.path import Path
+    from meshkit.telemetry.traces.tracing import Tracer
 
 R = TypeVar("R")
 Errors = type[MeshError] | tuple[type[MeshError], ...]
@@ -482,7 +482,7 @@ class Mesh:
             ValueError: The subject, a header or the timeout is none.
             TypeError: msgspec cannot encode the message.
         """
-        from meshkit.telemetry import path
+        from meshkit.telemetry.paths import path
 
         check(subject)
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)

@@ -2,7 +2,7 @@
 
 A stack is built once per endpoint, on the caller's side once for each target, and holds only the layers that
 the policy asks for. "Above" means: outside of, seen first by a request and last by its response.
-While somebody watches live calls, `telemetry/tap.py` puts one more layer above all of the callee's.
+While somebody watches live calls, `telemetry/live/tap.py` puts one more layer above all of the callee's.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from meshkit.policies import Effective
 if TYPE_CHECKING:  # they load libraries that a caller or callee without them need not wait for
     from meshkit.layers.breaker import Breaker
     from meshkit.quota import Quota
-    from meshkit.telemetry.tracing import Tracer
+    from meshkit.telemetry.traces.tracing import Tracer
 
 
 @dataclass(slots=True)

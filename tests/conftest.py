@@ -1,5 +1,6 @@
 import socket
 
+import network
 import pytest
 
 
@@ -22,3 +23,10 @@ def recorder(monkeypatch):
     from spans import Recorder  # which loads OpenTelemetry
 
     return Recorder(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """What `network.py` describes."""
+    with network.running(tmp_path_factory.mktemp("network")) as servers:
+        yield servers

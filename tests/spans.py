@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from otlp import attributes
 
-from meshkit.telemetry.tracing import Provider
+from meshkit.telemetry.traces.tracing import Provider
 
 
 class Span(NamedTuple):

@@ -18,7 +18,7 @@ from benchmarks.work import Answer, Ask, Call, Figures, answer, check, check_byt
 from meshkit import CallPolicy, Context, Mesh, Policies, RateLimit, ServePolicy, Service, connect
 from meshkit.layers.statistics import CallStatistics
 from meshkit.stack import Bounds
-from meshkit.telemetry.exporting import provide
+from meshkit.telemetry.traces.exporting import provide
 
 # Seconds; a load is one call.
 _LONG = 3600

@@ -15,7 +15,7 @@ from meshkit.cli.spans import drawn, plain
 from meshkit.launcher.messages import Endpoint
 from meshkit.launcher.view import Line, Notice, Server, View
 from meshkit.telemetry.logs import JsonFormatter, LogFormat
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 
 def view(form: LogFormat) -> View:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from meshkit.cli.message import NOT_JSON, addressed, duration, encoded, header_option, message_argument
+from meshkit.cli.message import NOT_JSON, addressed, encoded, header_option, message_argument
 from meshkit.cli.output import nats_option, print_json
+from meshkit.cli.quantity import duration
 from meshkit.connecting import connect
 from meshkit.errors import BadReply, MeshError
 from meshkit.launcher.config import policies_here
@@ -21,7 +22,7 @@ from meshkit.launcher.config import policies_here
 @click.option(
     "--timeout",
     metavar="DURATION",
-    callback=duration,
+    type=duration,
     help="How long the reply or an item may take, in seconds or as 250ms.  "
     "[default: meshkit.toml's, else what the service announces, else 5]",
 )

@@ -13,16 +13,16 @@ from meshkit.cli.trace import print_hop
 from meshkit.connecting import reach
 from meshkit.errors import ConfigError, MeshError
 from meshkit.subject import problem
-from meshkit.telemetry import path
 from meshkit.telemetry.environment import wants
-from meshkit.telemetry.exporting import span_exporter
-from meshkit.telemetry.hops import told_by
+from meshkit.telemetry.paths import path
+from meshkit.telemetry.paths.hops import told_by
+from meshkit.telemetry.traces.exporting import span_exporter
 from meshkit.transport import Transport
 
 if TYPE_CHECKING:  # OpenTelemetry takes 0.1 s to import
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from meshkit.telemetry.collector import Latency, Told
+    from meshkit.telemetry.paths.collector import Latency, Told
 
 
 @click.command()
@@ -51,7 +51,7 @@ async def _collect(
     exporter: "SpanExporter | None",
     show: "Callable[[Told], object] | None",
 ) -> None:
-    from meshkit.telemetry.collector import collecting
+    from meshkit.telemetry.paths.collector import collecting
 
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
@@ -99,7 +99,7 @@ def _exporter(*, console: bool) -> "SpanExporter | None":
 
 
 def _show(told: "Told") -> None:
-    from meshkit.telemetry.collector import Latency, trace_of
+    from meshkit.telemetry.paths.collector import Latency, trace_of
 
     ids = trace_of(told)
     of = f"trace {ids[0]:032x} span {ids[1]:016x}" if ids else "no trace"

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from meshkit.cli.message import duration
+from meshkit.cli.quantity import duration
 from meshkit.errors import ConfigError
-from meshkit.telemetry.alerts import objectives, rules
-from meshkit.telemetry.dashboards import dashboards as of_grafana
+from meshkit.telemetry.dashboards.alerts import objectives, rules
+from meshkit.telemetry.dashboards.boards import dashboards as of_grafana
 
 _RUNBOOK = "docs/observability.md"
 
@@ -52,7 +52,7 @@ scrape_configs:
     metavar="DURATION",
     default="500ms",
     show_default=True,
-    callback=duration,
+    type=duration,
     help="What is slow: a bound of the histograms.",
 )
 @click.option(

@@ -1,6 +1,5 @@
-"""What the commands share that send a message: its JSON, its headers, and how long to wait."""
+"""What the commands share that send a message: its JSON and its headers."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +7,6 @@ import click
 import msgspec
 
 from meshkit.headers import check as check_headers
-from meshkit.knobs import seconds
 from meshkit.subject import check
 
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -17,19 +15,6 @@ message_argument = click.argument("message", metavar="[JSON]", required=False)
 header_option = click.option(
     "--header", "-H", "headers", metavar="NAME:VALUE", multiple=True, help="Send a header; repeatable."
 )
-
-
-def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """The callback of an option that is a duration, in seconds or as 250ms."""
-    if value is None:
-        return None
-    given: float | str = value
-    with contextlib.suppress(ValueError):
-        given = float(value)
-    try:
-        return seconds(given)
-    except ValueError:
-        raise click.BadParameter("seconds above 0, or text such as 250ms, is wanted.", ctx, param) from None
 
 
 def encoded(message: str | None, *, raw: bool = False) -> bytes:

@@ -8,12 +8,12 @@ import click
 
 from meshkit.cli.output import clean, console, nats_option
 from meshkit.connecting import reach
-from meshkit.telemetry.gather import Gatherer
-from meshkit.telemetry.listener import Answer, listening
-from meshkit.telemetry.monitoring import Monitoring
-from meshkit.telemetry.page import CONTENT_TYPE
+from meshkit.telemetry.metrics.gather import Gatherer
+from meshkit.telemetry.metrics.listener import Answer, listening
+from meshkit.telemetry.metrics.monitoring import Monitoring
+from meshkit.telemetry.metrics.page import CONTENT_TYPE
+from meshkit.telemetry.metrics.views import pages
 from meshkit.telemetry.telemetry import Telemetry
-from meshkit.telemetry.views import pages
 from meshkit.transport import Transport
 
 

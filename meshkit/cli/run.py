@@ -1,6 +1,5 @@
 """`meshkit run`."""
 
-import contextlib
 from typing import Any, get_args
 
 import anyio
@@ -9,26 +8,12 @@ import click
 from meshkit.cli.banner import json_line, view
 from meshkit.cli.exits import ExitCode, exit_code
 from meshkit.cli.output import monitor_port_option, nats_option
+from meshkit.cli.quantity import share
 from meshkit.errors import ConfigError, DeclarationError, MeshError
-from meshkit.knobs import share
 from meshkit.launcher.fleet import LaunchError
 from meshkit.launcher.launch import Killed, Options, launch
 from meshkit.loop import NAMES
 from meshkit.telemetry.logs import LogFormat, configure
-
-
-def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    given: float | str = value
-    with contextlib.suppress(ValueError):
-        given = float(value)
-    try:
-        return share(given)
-    except ValueError:
-        raise click.BadParameter(
-            "a number from 0 to 1, or text such as 10%, is wanted.", ctx, param
-        ) from None
 
 
 @click.command()
@@ -58,7 +43,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
 @click.option(
     "--access-log",
     metavar="SHARE",
-    callback=_share,
+    type=share,
     help="Log this share of the calls, such as 10%, and all that fail with a code from 500 on.",
 )
 @click.option(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from meshkit.cli.output import clean
-from meshkit.telemetry.tree import MOST, Row, Span, duration, rows
+from meshkit.telemetry.traces.tree import MOST, Row, Span, duration, rows
 
 _DURATION = 8
 # Columns of a bar, and of who did it; names get the rest.

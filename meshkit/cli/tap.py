@@ -18,8 +18,8 @@ from meshkit.errors import ConnectionLost, DeclarationError, NotFound
 from meshkit.headers import NO_RESPONDERS
 from meshkit.layers.statistics import OK
 from meshkit.subject import Pattern
-from meshkit.telemetry.rates import is_fault
-from meshkit.telemetry.tap import MOST_PAYLOAD, MOST_RATE, TAP, Record, Tapped, TapRequest
+from meshkit.telemetry.live.rates import is_fault
+from meshkit.telemetry.live.tap import MOST_PAYLOAD, MOST_RATE, TAP, Record, Tapped, TapRequest
 from meshkit.transport import Message, Transport
 
 # Seconds for which an instance sends records, and between two requests to go on: more than two may be lost.

@@ -20,7 +20,7 @@ from meshkit.cli.keyboard import keyboard
 from meshkit.cli.output import clean, console, json_option, nats_option, print_json, table
 from meshkit.cli.top_pages import SORTS, Page, Row, Section, everything, ordered, render, sections
 from meshkit.errors import ConnectionLost, DeadlineExceeded, Disconnected
-from meshkit.telemetry.rates import Change, InstanceChange, Rates, changes, grouped, observe, rates, read
+from meshkit.telemetry.live.rates import Change, InstanceChange, Rates, changes, grouped, observe, rates, read
 from meshkit.transport import Transport
 
 _KEYS = "↑↓ ⏎ open  ⌫ back  q quit   sort: n r s 1 2 3 f  ? help"

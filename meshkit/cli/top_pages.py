@@ -13,8 +13,8 @@ from rich.text import Text
 from meshkit.cli.figures import percent, short
 from meshkit.cli.output import clean
 from meshkit.layers.statistics import OK
-from meshkit.telemetry.graph import edges
-from meshkit.telemetry.rates import Change, InstanceChange, Rates, grouped, rates, worst
+from meshkit.telemetry.live.graph import edges
+from meshkit.telemetry.live.rates import Change, InstanceChange, Rates, grouped, rates, worst
 
 Page: TypeAlias = tuple[str, ...]
 """Which page: none for all services, a service, its instance; with its subject an endpoint."""

@@ -6,13 +6,14 @@ from typing import TypeAlias
 
 import click
 
-from meshkit.cli.message import addressed, duration, encoded, header_option, message_argument
+from meshkit.cli.message import addressed, encoded, header_option, message_argument
 from meshkit.cli.output import clean, json_option, nats_option, print_json
+from meshkit.cli.quantity import duration
 from meshkit.connecting import reach
 from meshkit.errors import DeadlineExceeded, MeshError, NoResponders
 from meshkit.headers import render
-from meshkit.telemetry import path
-from meshkit.telemetry.hops import (
+from meshkit.telemetry.paths import path
+from meshkit.telemetry.paths.hops import (
     Egress,
     Hop,
     Kind,
@@ -23,7 +24,7 @@ from meshkit.telemetry.hops import (
     hidden_in,
     is_unheard,
 )
-from meshkit.telemetry.path import Path, check
+from meshkit.telemetry.paths.path import Path, check
 
 # As the `nats` command has them: the arrow, the name, what a connection's number is called.
 _KINDS: dict[Kind, tuple[str, str, str]] = {
@@ -54,7 +55,7 @@ _Line: TypeAlias = tuple[float | None, int, str]
     metavar="DURATION",
     default="2",
     show_default=True,
-    callback=duration,
+    type=duration,
     help="How long the servers may take to tell, in seconds or as 250ms.",
 )
 @nats_option

@@ -6,7 +6,7 @@ from meshkit.instance import DRAIN_TIMEOUT
 from meshkit.launcher.targets import Source
 from meshkit.loop import LoopName
 from meshkit.telemetry.logs import LogFormat
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 GRACE = DRAIN_TIMEOUT + 5.0
 """Seconds after which a process that was told to stop is killed."""

@@ -14,10 +14,10 @@ from opentelemetry.trace import StatusCode
 from meshkit.errors import shortened
 from meshkit.launcher.child import Launcher
 from meshkit.launcher.messages import Spans
-from meshkit.telemetry.attributes import encodable
 from meshkit.telemetry.environment import is_off, wants
-from meshkit.telemetry.exporting import given, is_foreign, provide, span_exporter
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.attributes import encodable
+from meshkit.telemetry.traces.exporting import given, is_foreign, provide, span_exporter
+from meshkit.telemetry.traces.tree import Span
 
 log = logging.getLogger("meshkit.telemetry")
 

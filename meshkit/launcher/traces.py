@@ -8,7 +8,7 @@ import msgspec
 
 from meshkit.launcher.messages import Spans
 from meshkit.launcher.view import Notice, View
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 # Seconds between two looks at what is complete.
 _EVERY = 0.1

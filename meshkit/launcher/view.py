@@ -7,7 +7,7 @@ import msgspec
 
 from meshkit.launcher.messages import Description
 from meshkit.loop import Loop
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 
 class Server(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY  # pyright: ignore[reportP
 from meshkit.headers import find, line, render, whole
 from meshkit.layers.propagation import TRACEPARENT, merge
 from meshkit.message import ATTEMPT, CURRENT, Handler, Layer, Request, Response
-from meshkit.telemetry.tracing import Attributes, Parent, Span, Tracer
+from meshkit.telemetry.traces.tracing import Attributes, Parent, Span, Tracer
 from meshkit.transport import Transport
 
 # What meshkit and most others write, which takes half the time to find; then what some do.

@@ -10,7 +10,7 @@ from meshkit.transport import Transport
 
 if TYPE_CHECKING:  # OpenTelemetry takes 0.1 s to import, and who does not trace need not wait for it
     from meshkit.instance import Instance
-    from meshkit.telemetry.tracing import Tracer
+    from meshkit.telemetry.traces.tracing import Tracer
 
 
 class Telemetry:

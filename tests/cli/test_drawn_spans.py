@@ -1,7 +1,7 @@
 from rich.text import Text
 
 from meshkit.cli.spans import drawn, plain
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 
 def spans(count):

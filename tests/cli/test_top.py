@@ -19,7 +19,7 @@ import pytest
 
 from meshkit import Context, InternalError, NotFound, Service, Unavailable, connect
 from meshkit.cli.top_pages import Row, ordered
-from meshkit.telemetry.rates import Rates
+from meshkit.telemetry.live.rates import Rates
 from meshkit.transport.server import EmbeddedServer
 
 UP, DOWN, ENTER, BACK, ESCAPE = b"\x1b[A", b"\x1b[B", b"\r", b"\x7f", b"\x1b"
@@ -423,7 +423,7 @@ async def test_the_terminal_is_as_it_was(top, mesh, end, code):
 
 async def test_a_mistake_of_ours_leaves_the_terminal_as_it_was(top, mesh, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import meshkit.telemetry.rates as rates\n"
+        "import meshkit.telemetry.live.rates as rates\n"
         "async def read(transport):\n"
         "    raise ZeroDivisionError('by us')\n"
         "rates.read = read\n"

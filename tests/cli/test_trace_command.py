@@ -10,12 +10,6 @@ import pytest
 from meshkit import connect
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    with network.running(tmp_path_factory.mktemp("network")) as servers:
-        yield servers
-
-
 @pytest.fixture
 def as_user(meshkit, servers):
     """Runs `meshkit ARGUMENTS` on the first server."""

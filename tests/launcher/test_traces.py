@@ -5,7 +5,7 @@ import pytest
 
 from meshkit.launcher.messages import Spans
 from meshkit.launcher.traces import Traces
-from meshkit.telemetry.tree import Span
+from meshkit.telemetry.traces.tree import Span
 
 
 class Seen:

@@ -24,7 +24,7 @@ from meshkit import (
 )
 from meshkit.layers.access import access
 from meshkit.message import Request, Response
-from meshkit.telemetry.tracing import Tracer
+from meshkit.telemetry.traces.tracing import Tracer
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from meshkit import Context, InternalError, Service
 from meshkit.telemetry.logs import ContextFilter, JsonFormatter, TextFormatter
-from meshkit.telemetry.tracing import Tracer
+from meshkit.telemetry.traces.tracing import Tracer
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACED = {"traceparent": f"00-{TRACE}-{SPAN}-00"}

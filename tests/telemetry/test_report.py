@@ -3,8 +3,8 @@ from support import values
 
 from meshkit import CallPolicy, MeshError, Service, ServiceError
 from meshkit.telemetry import lag
-from meshkit.telemetry.catalogue import families
-from meshkit.telemetry.page import page
+from meshkit.telemetry.metrics.catalogue import families
+from meshkit.telemetry.metrics.page import page
 
 COUNT = "rpc_client_call_duration_seconds_count"
 

@@ -1,0 +1,1 @@
+"""Dashboards for Grafana and alert rules for Prometheus, made from the metrics' definitions."""

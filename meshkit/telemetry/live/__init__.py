@@ -1,0 +1,1 @@
+"""What happens now: rates, who calls whom, and single calls."""

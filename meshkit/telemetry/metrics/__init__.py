@@ -1,0 +1,1 @@
+"""Metrics: what there are, and the views that are drawn of them."""

@@ -1,0 +1,1 @@
+"""Traces: spans, who decides about them, and where they go."""
