@@ -10,16 +10,30 @@ from meshkit.cli.exits import ExitCode, exit_code
 from meshkit.cli.output import monitor_port_option, nats_option
 from meshkit.cli.quantity import share
 from meshkit.errors import ConfigError, DeclarationError, MeshError
-from meshkit.launcher.fleet import LaunchError
+from meshkit.launcher.fleet import EVERY, LaunchError
 from meshkit.launcher.launch import Killed, Options, launch
 from meshkit.loop import NAMES
 from meshkit.telemetry.logs import LogFormat, configure
 
 
+def _workers(text: str) -> tuple[str, int]:
+    """A service and how many processes it gets: `mapper=10`; `10` is for every service."""
+    service, _, many = text.rpartition("=")
+    if not many.isdecimal() or int(many) < 1 or text.startswith("="):
+        raise click.BadParameter("a number from 1 on is wanted, or one for a service, such as mapper=10.")
+    return service or EVERY, int(many)
+
+
 @click.command()
 @click.argument("targets", metavar="[TARGET]...", nargs=-1, type=click.Path())
 @nats_option
-@click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Processes for each service.")
+@click.option(
+    "--workers",
+    metavar="[SERVICE=]N",
+    type=_workers,
+    multiple=True,
+    help="Processes for each service, or for this one; may be repeated.",
+)
 @click.option(
     "--loop",
     type=click.Choice(NAMES),
@@ -55,7 +69,9 @@ from meshkit.telemetry.logs import LogFormat, configure
 @monitor_port_option
 @click.option("--trace", is_flag=True, help="Show every call as a tree of what was done for it.")
 @click.pass_context
-def run(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
+def run(
+    ctx: click.Context, targets: tuple[str, ...], workers: tuple[tuple[str, int], ...], **options: Any
+) -> None:
     """Run services until Ctrl-C.
 
     A TARGET is a Python file, a module, one service of a module (`hotel.rooms:service`), or a folder with a
@@ -67,7 +83,7 @@ def run(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
     if form == "json":
         configure(form, "warning")
     try:
-        anyio.run(launch, Options(targets=targets or (".",), **options), view(form))
+        anyio.run(launch, Options(targets=targets or (".",), workers=dict(workers), **options), view(form))
     except (LaunchError, MeshError, ConfigError, DeclarationError) as error:
         if form == "text" and not isinstance(error, LaunchError):
             raise

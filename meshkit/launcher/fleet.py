@@ -1,5 +1,7 @@
 """From targets to what is to run: which services there are, found out by processes of their own."""
 
+from collections.abc import Mapping
+
 import anyio
 import msgspec
 
@@ -10,6 +12,9 @@ from meshkit.launcher.targets import Targets
 from meshkit.launcher.view import Line
 from meshkit.loop import LoopName, chosen
 from meshkit.telemetry.logs import LogFormat
+
+# In place of a service's name: all that are not named.
+EVERY = "*"
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -34,7 +39,7 @@ async def muster(
     targets: Targets,
     *,
     url: str,
-    workers: int | None,
+    workers: Mapping[str, int],
     log_level: str,
     loop: LoopName | None,
     log_format: LogFormat = "text",
@@ -47,7 +52,7 @@ async def muster(
     Args:
         targets: Where to look.
         url: The NATS server.
-        workers: Processes for each service; None for what its meshkit.toml says.
+        workers: Processes for a service, by its name or `EVERY`; else what its meshkit.toml says.
         log_level: The least level of what they log.
         log_format: What it looks like.
         access_log: Which share of the calls is in the access log; None for what is said elsewhere.
@@ -57,7 +62,7 @@ async def muster(
 
     Raises:
         ConfigError: A target or a declaration is wrong, two services have the same name, or there is no such
-            loop or port.
+            service, loop or port.
         LaunchError: User code does not import; its traceback is on standard error.
     """
     answers = await _describe([Job(source, url=url, log_format=log_format) for source in targets.sources])
@@ -78,13 +83,15 @@ async def muster(
             if access_log is not None:
                 serve = msgspec.structs.replace(serve, access_log=access_log)
             wanted = msgspec.structs.replace(source, service=name, serve=serve)
-            count = workers or source.table.workers
+            count = workers.get(name) or workers.get(EVERY) or source.table.workers
             on = chosen(loop or source.table.loop)
             fleet.lines.append(Line(service, count, on))
             for number in range(1, count + 1):
                 port = None if metrics_port is None else metrics_port + len(fleet.jobs)
                 worker = f"{name}#{number}"
                 fleet.jobs.append(Job(wanted, worker, url, log_level, log_format, on, port, trace))
+    for name in workers.keys() - {EVERY, *places}:
+        raise ConfigError(f"--workers: there is no service {name!r} here, only {', '.join(places)}")
     count = len(fleet.jobs)
     if metrics_port and (last := metrics_port + count - 1) > 65535:
         raise ConfigError(

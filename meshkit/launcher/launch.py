@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 import msgspec
@@ -25,7 +25,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         targets: Which services: `targets.py`.
         nats: The server's URL; None for the one of a meshkit.toml, else an embedded server.
-        workers: Processes for each service; None for what meshkit.toml says, else one.
+        workers: Processes for a service, by its name or `EVERY`; else what meshkit.toml says, else one.
         reload: Whether to start anew when a file changes.
         log_level: The least level of what the workers log.
         log_format: What it looks like.
@@ -38,7 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     targets: Sequence[str]
     nats: str | None = None
-    workers: int | None = None
+    workers: Mapping[str, int] = {}
     reload: bool = False
     log_level: str = "info"
     log_format: LogFormat = "text"

@@ -191,6 +191,12 @@ def test_flag_wins_and_the_password_in_it_is_not_shown(folder, nats_server):
             r"^Traceback.*\nmeshkit: bug.py cannot be imported: ZeroDivisionError: division by zero\n$",
         ),
         (["rooms.py", "--workers", "0"], 2, r"^Usage: meshkit run .*--workers"),
+        (["rooms.py", "--workers", "rooms="], 2, r"^Usage: .*--workers.*such as mapper=10\.\n$"),
+        (
+            ["rooms.py", "--workers", "2", "--workers", "room=3"],
+            78,
+            r"^meshkit: --workers: there is no service 'room' here, only rooms\n$",
+        ),
     ],
 )
 def test_failure_has_its_exit_code_and_prints_no_banner(folder, unused_port, args, code, said):
@@ -202,6 +208,14 @@ def test_failure_has_its_exit_code_and_prints_no_banner(folder, unused_port, arg
     assert ran.returncode == code
     assert re.search(said.format(port=unused_port), ran.stderr, re.DOTALL)
     assert not ran.stdout
+
+
+def test_numbers_of_workers_for_all_and_for_one(folder):
+    (folder / "others.py").write_text("from meshkit import Service\nbills = Service('bills')\n")
+    workers = ("--workers", "bills=2", "--workers", "1")
+    printed = run_in_pipe(folder, "rooms.py", "others.py", *workers)
+    assert "service rooms 1.0.0, 1 worker on" in printed
+    assert "service bills 0.1.0, 2 workers on" in printed
 
 
 def test_reader_that_goes_away_stops_nothing(folder):

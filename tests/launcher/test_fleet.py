@@ -6,7 +6,7 @@ import pytest
 
 from meshkit.errors import ConfigError
 from meshkit.launcher import targets
-from meshkit.launcher.fleet import LaunchError, muster
+from meshkit.launcher.fleet import EVERY, LaunchError, muster
 from meshkit.launcher.messages import Description, Endpoint
 
 
@@ -42,7 +42,7 @@ def write(tmp_path, monkeypatch):
 
 async def find(*wanted, workers=None, loop=None):
     found = targets.read(wanted)
-    return await muster(found, url="nats://nowhere", workers=workers, log_level="info", loop=loop)
+    return await muster(found, url="nats://nowhere", workers=workers or {}, log_level="info", loop=loop)
 
 
 async def test_file_gives_every_service_in_it_once():
@@ -65,7 +65,19 @@ async def test_service_is_described(tmp_path):
 async def test_configuration_picks_services_and_the_number_of_their_workers(write):
     write("meshkit.toml", "[services.bills]\ntarget = 'rooms.py'\nworkers = 2\n")
     assert [job.worker for job in (await find(".")).jobs] == ["bills#1", "bills#2"]
-    assert [job.worker for job in (await find(".", workers=1)).jobs] == ["bills#1"]
+    assert [job.worker for job in (await find(".", workers={EVERY: 1})).jobs] == ["bills#1"]
+
+
+async def test_number_of_one_services_workers_goes_before_that_of_all():
+    fleet = await find("rooms.py", workers={"bills": 3, EVERY: 2})
+    assert [(line.service.name, line.workers) for line in fleet.lines] == [("rooms", 2), ("bills", 3)]
+    fleet = await find("rooms.py", workers={"bills": 3})
+    assert [(line.service.name, line.workers) for line in fleet.lines] == [("rooms", 1), ("bills", 3)]
+
+
+async def test_workers_for_a_service_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"^--workers: there is no service 'bill' here, only rooms, bills$"):
+        await find("rooms.py", workers={"bill": 3})
 
 
 async def test_loop_that_is_not_there(monkeypatch):
