@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed-
 # Tests that run one way alone: what they show is the same whichever way bytes take to the socket.
-ONE_WAY := benchmarks cli examples launcher telemetry/dashboards telemetry/metrics/test_prometheus.py
+ONE_WAY := benchmarks cli discovery examples launcher layers quota telemetry typing test_docs.py
 
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
@@ -13,6 +13,7 @@ demo: $(STAMP)demo
 
 test: $(STAMP)test
 	.ci/prometheus
+	.ci/postgresql
 	.venv/bin/python -m pytest
 	MESHKIT_FAST_PATH=off .venv/bin/python -m pytest $(ONE_WAY:%=--ignore tests/%)
 

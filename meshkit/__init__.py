@@ -1,6 +1,8 @@
 """A lightweight service mesh as a library on NATS."""
 
 from meshkit.connecting import connect
+from meshkit.durable.declaration import StreamConfig
+from meshkit.durable.publisher import NotStored, Stored
 from meshkit.errors import (
     BadReply,
     BadRequest,
@@ -19,11 +21,14 @@ from meshkit.errors import (
     NotFound,
     Overloaded,
     RateLimited,
+    Redeliver,
+    Reject,
     ServiceError,
     StreamBroken,
     Unauthorized,
     Unavailable,
 )
+from meshkit.job import Job
 from meshkit.knobs import RateLimit
 from meshkit.mesh import Mesh
 from meshkit.message import Context
@@ -47,18 +52,24 @@ __all__ = [
     "Endpoint",
     "Forbidden",
     "InternalError",
+    "Job",
     "Mesh",
     "MeshError",
     "NoResponders",
     "NotFound",
+    "NotStored",
     "Overloaded",
     "Policies",
     "RateLimit",
     "RateLimited",
+    "Redeliver",
+    "Reject",
     "ServePolicy",
     "Service",
     "ServiceError",
+    "Stored",
     "StreamBroken",
+    "StreamConfig",
     "Unauthorized",
     "Unavailable",
     "connect",

@@ -6,6 +6,8 @@
     │   ├── Unauthorized        401   no         who is calling is not known
     │   ├── Forbidden           403   no         who is calling may not do this
     │   ├── NotFound            404   yes        what is asked for does not exist
+    │   ├── Reject              422   yes        a handler of messages does not want this one, ever
+    │   ├── Redeliver           425   yes        a handler of messages wants this one again, later
     │   ├── RateLimited         429   no         too many calls
     │   ├── InternalError       500   yes        the handler failed; its log has the traceback
     │   └── BadReply            502   yes        the reply does not decode as the type asked for
@@ -150,6 +152,32 @@ class NotFound(_Coded):
     code = 404
 
 
+class Reject(_Coded):
+    """A message cannot be handled, now or later: it goes to the dead letters."""
+
+    code = 422
+
+
+class Redeliver(_Coded):
+    """A message is to be delivered again, later.
+
+    Args:
+        message: Why, for a person.
+        delay: After how long, in seconds or as text such as `"10s"`; 0 for at once.
+
+    Raises:
+        ValueError: The delay is none.
+    """
+
+    code = 425
+
+    def __init__(self, message: str = "", *, delay: float | str = 0) -> None:
+        from meshkit.knobs import DURATION  # which knows the errors
+
+        super().__init__(message)
+        self.delay: float = DURATION.check("delay", delay) if delay else 0.0
+
+
 class RateLimited(_Coded):
     """Too many calls."""
 
@@ -257,6 +285,7 @@ _KINDS: dict[type[MeshError], str] = {
     cls: cls.__name__
     for cls in (
         *_BY_CODE.values(),
+        *(Reject, Redeliver),
         *(Unavailable, NoResponders, Overloaded, Draining, Disconnected, CircuitOpen),
         *(ConnectionLost, StreamBroken),
     )

@@ -17,10 +17,17 @@ from meshkit.deadlines import Deadlines
 from meshkit.discovery.description import announce, describe
 from meshkit.discovery.health import run_checks
 from meshkit.discovery.responder import Responder
+from meshkit.durable.declaration import CONCURRENCY, Consumption
+from meshkit.durable.jetstream import JetStream
+from meshkit.durable.once import Once
+from meshkit.durable.plan import settle
+from meshkit.durable.publisher import Publisher
+from meshkit.durable.worker import Worker
 from meshkit.errors import BadRequest, InternalError, MeshError, Overloaded, Unavailable, to_headers
 from meshkit.headers import render
 from meshkit.layers.access import access
 from meshkit.layers.concurrency import Concurrency
+from meshkit.layers.rate_limit import patient
 from meshkit.layers.statistics import Statistics
 from meshkit.lifespan import Lifespan
 from meshkit.message import CURRENT, Context, Handler, Request, Response
@@ -31,10 +38,10 @@ from meshkit.producer import end, produce
 from meshkit.quota.keys import check_field
 from meshkit.service import Endpoint, Service, Subscription
 from meshkit.signature import Signature
-from meshkit.stack import Bounds, event_stack, server_stack
+from meshkit.stack import Bounds, durable_stack, event_stack, server_stack
 from meshkit.subject import LONGEST
 from meshkit.telemetry.accounts import Accounts
-from meshkit.telemetry.live.tap import Taps
+from meshkit.telemetry.live.tap import Tappable, Taps
 from meshkit.threads import Threads
 from meshkit.transport import CANCEL, Message, Transport
 from meshkit.transport import Subscription as Interest
@@ -57,6 +64,7 @@ _LARGE = 1024
 # Threads for `def` handlers.
 _THREADS = 40
 
+_NOTHING = Response(b"")
 # From Python 3.12 on a task runs at once, and goes through the event loop only if it has to wait.
 _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
@@ -101,6 +109,7 @@ class Instance:
             self._checks,
         )
         self._interests: list[Interest] = []
+        self._workers: list[Worker] = []
         # In calls whose callers have gone.
         self._cancels: list[Interest] = []
         self._gone: dict[str, str] = {}
@@ -129,6 +138,9 @@ class Instance:
         self._mesh.telemetry.instances[self.name] = self
         self._mesh.telemetry.serves = True
         try:
+            if self.service.streams or self.service.consumptions:
+                # Before the lifespan, which may publish to them.
+                await settle(JetStream(self._transport), self.service.streams, self.service.consumptions)
             if (surroundings := self.service.surroundings) is not None:
                 self._lifespan = Lifespan(surroundings(*_wanted(surroundings, self._mesh)))
                 self.state = await self._lifespan.enter()
@@ -142,8 +154,13 @@ class Instance:
                 of_calls = CANCEL + endpoint.pattern.wire
                 gone = await self._transport.subscribe(of_calls, self._on_gone, optional=True)
                 self._cancels.append(gone)
+            publisher = self._mesh.publisher()
+            workers = [self._consume(consumption, publisher) for consumption in self.service.consumptions]
             await self._responder.start()
             await self._taps.start()
+            for worker, messages in workers:
+                self._workers.append(worker)
+                await worker.start(messages)
             self._mesh.telemetry.reporters.append(self.report)
             await self._transport.flush()
             self._responder.announce()
@@ -180,13 +197,15 @@ class Instance:
 
     async def _drain(self) -> None:
         """Take nothing new, answer what was delivered, wait for what runs."""
-        await self._leave(self._responder.stop(), *(interest.drain() for interest in self._interests))
+        leaving = [interest.drain() for interest in self._interests]
+        await self._leave(self._responder.stop(), *leaving, *(worker.stop() for worker in self._workers))
         await self._wait_for_tasks(DRAIN_TIMEOUT)
         if self._running:
             for request in self._running:
                 self._cancel(request)
             await self._wait_for_tasks(_CANCEL_TIMEOUT)
         await self._leave(self._taps.stop(), *(interest.close() for interest in self._cancels))
+        await self._leave(*(worker.close() for worker in self._workers))
         self._mesh.telemetry.retire(self.report)
         if left := sum(not task.done() for task in self._running.values()):
             log.error("%s: %d handlers do not end when they are cancelled", self.name, left)
@@ -260,7 +279,7 @@ class Instance:
         own = Concurrency(subscription.concurrency, subscription.backlog, subscription.name)
         self._accounts.own[subscription] = own
         stack = event_stack(
-            self._handler(subscription.signature, self._accounts.statistics[subscription]),
+            self._handler(subscription.signature, self._accounts.statistics[subscription], replies=False),
             subject=subscription.pattern.wire,
             tracer=self._mesh.tracer,
             statistics=self._accounts.statistics[subscription],
@@ -275,6 +294,43 @@ class Instance:
             self._spawn(request, self._absorb(events.stack, request))
 
         return take
+
+    def _consume(self, consumption: Consumption, publisher: Publisher) -> tuple[Worker, Tappable]:
+        """What takes the messages of a consumer, and what handles one."""
+        said = [*consumption.policies, *self._mesh.policies.for_endpoint(consumption.pattern.wire)]
+        policy = serve_policy(said, consumption.subject)
+        check_field(policy.rate_limit, consumption.signature.message, consumption.subject)
+        # As many as there are would be fetched, and then be lost to other instances.
+        limit: int = policy.concurrency or CONCURRENCY
+        self._most_running += limit
+        worker = Worker(
+            consumption,
+            self._transport,
+            publisher,
+            name=self.name,
+            limit=limit,
+            spawn=self._spawn,
+            running=self._running,
+        )
+        self._accounts.own[consumption] = worker
+        self._accounts.deliveries[consumption] = worker.deliveries
+        policy.concurrency = None
+        quota = self._bounds(policy, consumption.subject).quota
+        stack = durable_stack(
+            self._handler(consumption.signature, self._accounts.statistics[consumption], replies=False),
+            subject=consumption.pattern.wire,
+            consumer=consumption.name,
+            statistics=self._accounts.statistics[consumption],
+            deadlines=self._deadlines,
+            patience=None if quota is None else patient(quota, worker.waiting_for_quota),
+            once=Once(consumption, self._transport, publisher).layer if consumption.deduplicate else None,
+            timeout=policy.timeout or None,
+            tracer=self._mesh.tracer,
+            access=access(consumption.name, policy.access_log, is_durable=True)
+            if policy.access_log
+            else None,
+        )
+        return worker, self._taps.add(consumption, stack)
 
     def _request(self, message: Message) -> Request:
         return Request(
@@ -305,18 +361,23 @@ class Instance:
     def _is_gone(self, request: Request) -> bool:
         return self._gone.get(request.reply) == CANCEL + request.subject
 
-    def _spawn(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
-        """Leave the transport's callback: the work goes on in a task and a context of its own."""
+    def _spawn(self, request: Request, work: Coroutine[Any, Any, None]) -> bool:
+        """Leave the transport's callback: the work goes on in a task and a context of its own.
+
+        Returns:
+            Whether it does; there may be too much of it.
+        """
         overrun, self._overrun = self._overrun, len(self._running) >= self._most_running
         if self._overrun:
             work.close()
             if not overrun:
                 log.error("%s: answers cannot be sent and pile up; messages are dropped", self.name)
-            return
+            return False
         # Not `loop.create_task`, nor a callback when it is done: together they take half a microsecond.
         task = asyncio.Task(work, loop=self._loop, context=contextvars.Context(), name=self.name, **_EAGER)
         if not task.done():
             self._running[request] = task
+        return True
 
     async def _answer(self, stack: Handler, request: Request) -> None:
         """Handle a call and send the answer, whatever it is."""
@@ -373,7 +434,7 @@ class Instance:
             self._running.pop(request, None)
         request.deadline = math.inf
 
-    def _handler(self, signature: Signature, counted: Statistics) -> Handler:
+    def _handler(self, signature: Signature, counted: Statistics, *, replies: bool = True) -> Handler:
         """The inside of a stack: decode, call the user's function, encode."""
         function, arguments, message = signature.function, signature.arguments, signature.message
 
@@ -389,6 +450,8 @@ class Instance:
                 value = await function(**given)
             else:
                 value = await self._threads.run(function, **given)
+            if not replies:
+                return _NOTHING
             payload = codec.encode(value, kind)
             if len(payload) > _LARGE:
                 self._check_size(payload)

@@ -11,10 +11,10 @@ from msgspec import UNSET, UnsetType
 from meshkit.errors import shortened
 from meshkit.message import LONGEST_TIMEOUT, PRIORITIES
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SHORTEST = 1e-6  # seconds; what is less could not be read back from what `in_words` writes
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BY = re.compile(r"|caller|header:[!-9;-~]+|field:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _WINDOWS = ("moving", "fixed", "sliding")
 _SCOPES = ("instance", "mesh")
@@ -57,7 +57,7 @@ class Kind:
 
 
 def seconds(value: object) -> float:
-    """A duration: seconds, or text such as `250ms`, `1.5s`, `2m`, `1h`.
+    """A duration: seconds, or text such as `250ms`, `1.5s`, `2m`, `1h`, `7d`.
 
     Raises:
         ValueError: It is neither, or less than a microsecond.
@@ -71,6 +71,14 @@ def seconds(value: object) -> float:
     if number < _SHORTEST:
         raise ValueError("the least is a microsecond")
     return number
+
+
+def in_units(value: float) -> str:
+    """Seconds as text such as `250ms`, which `seconds` reads."""
+    for unit in ("d", "h", "m"):
+        if value >= UNITS[unit] and value % UNITS[unit] == 0:
+            return f"{value / UNITS[unit]:.0f}{unit}"
+    return f"{value:.12g}s" if value >= 1 else f"{value * 1000:.12g}ms"
 
 
 def share(value: object) -> float:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -19,6 +19,10 @@ from meshkit.discovery import registry
 from meshkit.discovery.directory import Directory
 from meshkit.discovery.protocol import NAME, new_instance_id
 from meshkit.discovery.registry import DiscoveredService
+from meshkit.durable.declaration import StreamConfig, check_streams
+from meshkit.durable.jetstream import JetStream
+from meshkit.durable.plan import settle
+from meshkit.durable.publisher import Publisher, Stored
 from meshkit.errors import (
     BadReply,
     BadRequest,
@@ -31,6 +35,7 @@ from meshkit.errors import (
     from_headers,
 )
 from meshkit.instance import Instance
+from meshkit.job import MOST_JOBS, Job, JobReport
 from meshkit.knobs import DURATION
 from meshkit.layers.propagation import merge
 from meshkit.message import CURRENT, LONGEST_TIMEOUT, Opening, Request, Response
@@ -41,7 +46,7 @@ from meshkit.stream import ROOM, Stream, refuse
 from meshkit.subject import check
 from meshkit.telemetry.report import Called, Report
 from meshkit.telemetry.telemetry import Telemetry
-from meshkit.transport import Transport
+from meshkit.transport import Sender, Transport
 
 if TYPE_CHECKING:
     from meshkit.telemetry.paths.path import Path
@@ -57,6 +62,10 @@ _ANYTHING = Decoder(Any)
 
 # What a fallback is for: the callee fails, is not there, or has too much to do. Not the caller's mistakes.
 _FAILURES = (Unavailable, DeadlineExceeded, ConnectionLost, RateLimited, InternalError)
+
+
+# Messages that may be on their way to streams at a time, each waited for by somebody.
+_STORING = 4096
 
 
 class Mesh:
@@ -90,11 +99,13 @@ class Mesh:
         self.directory = Directory(transport) if directory is None else directory
         self.telemetry = telemetry or Telemetry(transport)
         self.tracer = tracer or self.telemetry.tracer
-        self._traced_publish: Callable[[Request, bytes], Awaitable[None]] | None = None
+        self._traced_publish: Callable[[Sender, Request, bytes], Awaitable[None]] | None = None
         if self.tracer is not None:
             from meshkit.layers.trace import publish  # which loads OpenTelemetry
 
-            self._traced_publish = functools.partial(publish, self.tracer, self.transport)
+            self._traced_publish = functools.partial(publish, self.tracer)
+        self._storing: Publisher | None = None
+        self._jobs: list[Job] = []
         if caller is None:
             self.telemetry.reporters.append(functools.partial(self._report, name or "client"))
         self.published = 0
@@ -363,32 +374,124 @@ class Mesh:
             refuse(self.transport, request.subject, message)
         return Response(message.payload, message.head)
 
+    @overload
     async def publish(
-        self, subject: str, message: object = None, *, headers: Mapping[str, str] | None = None
-    ) -> None:
+        self,
+        subject: str,
+        message: object = ...,
+        *,
+        headers: Mapping[str, str] | None = ...,
+        durable: Literal[False] = ...,
+    ) -> None: ...
+    @overload
+    async def publish(
+        self,
+        subject: str,
+        message: object = ...,
+        *,
+        headers: Mapping[str, str] | None = ...,
+        durable: Literal[True],
+        id: str | None = ...,
+    ) -> Stored: ...
+    async def publish(
+        self,
+        subject: str,
+        message: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        durable: bool = False,
+        id: str | None = None,  # noqa: A002 # what it is called everywhere
+    ) -> Stored | None:
         """Publish an event, to whoever listens.
 
         Args:
             subject: Where to.
             message: What, as in `call`.
             headers: To send along.
+            durable: Whether to wait until a stream has stored it, which takes a round trip; what a lost
+                connection leaves open is sent again, for half a minute or until the deadline of the call
+                that is handled. For many messages, `publisher` does not wait for each.
+            id: With `durable`: a stream stores one message of an id only, within its duplicate window.
+
+        Returns:
+            With `durable`, where the message is stored.
 
         Raises:
-            Disconnected: There is no connection, and none came within five seconds.
+            Disconnected: There is no connection, and none came in time.
             BadRequest: The event is larger than the server takes.
-            ValueError: The subject or a header is none.
+            NoResponders: With `durable`: no stream keeps messages of the subject.
+            MeshError: With `durable`: it was not stored, or nobody knows.
+            ValueError: The subject, a header or the id is none.
             TypeError: msgspec cannot encode the message.
         """
+        if not durable:
+            if id is not None:
+                raise ValueError("only a stream looks at ids: publish with durable=True")
+            await self._publish(self.transport, subject, message, headers)
+            return None
+        self._storing = self._storing or self.publisher(_STORING)
+        return await self._storing.store(subject, message, id, headers)
+
+    def publisher(self, window: int = 256) -> Publisher:
+        """What publishes many messages to streams: `async with mesh.publisher() as publisher`.
+
+        Args:
+            window: How many may be on their way at a time.
+
+        Raises:
+            ValueError: The window is none.
+        """
+        if not isinstance(window, int) or window < 1:  # pyright: ignore[reportUnnecessaryIsInstance] # not everybody uses one
+            raise ValueError(f"window is a whole number from 1, not {window!r}")
+        return Publisher(self.transport, self._publish, window)
+
+    async def _publish(
+        self, sender: Sender, subject: str, message: object, headers: Mapping[str, str] | None
+    ) -> None:
+        """Encode a message and hand it to what sends it."""
         check(subject)
         head, kind = (self._head, self._content) if headers is None else self._given(headers, message)
         current = CURRENT.get()
         inherited = b"" if current is None else current.inherited
         payload = b"" if message is None else codec.encode(message, kind)
         if self._traced_publish is None:
-            await self.transport.publish(subject, payload, merge(inherited, head) if inherited else head)
+            await sender.publish(subject, payload, merge(inherited, head) if inherited else head)
         else:
-            await self._traced_publish(Request(subject, payload, head, 0.0, math.inf), inherited)
+            await self._traced_publish(sender, Request(subject, payload, head, 0.0, math.inf), inherited)
         self.published += 1
+
+    async def declare(self, *streams: StreamConfig) -> list[str]:
+        """Make streams, or change them to what they are declared as. Services do it when they start.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ConfigError: A change would destroy something, or JetStream does not take it.
+            MeshError: JetStream cannot be reached.
+        """
+        return await settle(JetStream(self.transport), check_streams("declare", streams), ())
+
+    def job(self, name: str, total: int, *, sent: int = 0, done: int = 0, failed: int = 0) -> Job:
+        """Bounded work, whose progress `meshkit jobs` and the metrics show; whoever does it counts.
+
+        Args:
+            name: What it is called. Another one of that name takes its place.
+            total: Of how many parts it consists.
+            sent: How many have been handed out before.
+            done: How many have been done before.
+            failed: How many never will be.
+
+        Raises:
+            ValueError: The name is no printable text of up to 100 characters, or a number is none from 0.
+        """
+        job = Job(name, total, sent, done, failed)
+        self._jobs = [*(other for other in self._jobs if other.name != name), job][-MOST_JOBS:]
+        return job
+
+    def jobs(self) -> list[JobReport]:
+        """How far the jobs are."""
+        return [job.report() for job in self._jobs]
 
     @asynccontextmanager
     async def serve(self, service: Service, *, instance_id: str | None = None) -> AsyncGenerator[Instance]:
@@ -441,7 +544,9 @@ class Mesh:
         return self.telemetry.reports()
 
     def _report(self, name: str) -> Report:
-        return self.telemetry.report(name=name, called=self.called(), published=self.published)
+        return self.telemetry.report(
+            name=name, called=self.called(), published=self.published, jobs=self.jobs()
+        )
 
     async def services(self) -> list[DiscoveredService]:
         """Everything that answers in the mesh, of whatever client; statistics are summed over instances."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
+from meshkit.durable.delivery import Delivery, delivery, is_delivery
 from meshkit.headers import find, parse
 
 if TYPE_CHECKING:
@@ -149,11 +150,12 @@ class Context:
         mesh: For calls and events of the handler's own.
     """
 
-    __slots__ = ("_head", "_headers", "_loop", "deadline", "instance", "mesh", "state", "subject")
+    __slots__ = ("_head", "_headers", "_loop", "_reply", "deadline", "instance", "mesh", "state", "subject")
 
     def __init__(self, request: Request, mesh: "Mesh", state: Any) -> None:
         self.subject = request.subject
         self._head = request.head
+        self._reply = request.reply
         self._headers: Mapping[str, str] | None = None
         self.deadline = request.deadline
         self.instance = request.handler
@@ -167,6 +169,11 @@ class Context:
         if self._headers is None:
             self._headers = MappingProxyType(parse(self._head))
         return self._headers
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """What JetStream says of a message that it delivers; None for calls and other events."""
+        return delivery(self._reply, self._head) if is_delivery(self._reply) else None
 
     @property
     def remaining(self) -> float:

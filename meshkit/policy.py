@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from meshkit.errors import ConfigError, DeclarationError, shortened
 from meshkit.knobs import (
-    UNITS,
     Codes,
     Count,
     Duration,
@@ -27,6 +26,7 @@ from meshkit.knobs import (
     Priority,
     Rate,
     Share,
+    in_units,
 )
 from meshkit.message import DEFAULT_TIMEOUT
 
@@ -149,21 +149,13 @@ def in_words(policy: type[Policy], name: str, value: Any) -> str:
         case bool():
             return str(value).lower()
         case float() if _kinds(policy)[name].is_duration:
-            return _duration(value)
+            return in_units(value)
         case float():
             return f"{value:.12g}"
         case tuple():
             return ", ".join(map(str, cast("tuple[object, ...]", value)))
         case _:
             return str(value)
-
-
-def _duration(value: float) -> str:
-    """Seconds as text that `seconds` reads."""
-    for unit in ("h", "m"):
-        if value >= UNITS[unit] and value % UNITS[unit] == 0:
-            return f"{value / UNITS[unit]:.0f}{unit}"
-    return f"{value:.12g}s" if value >= 1 else f"{value * 1000:.12g}ms"
 
 
 CALL_DEFAULTS = CallPolicy(

@@ -1,4 +1,4 @@
-"""What a user declares: a service, its endpoints and subscriptions, its lifespan and its health."""
+"""What a user declares: a service, what it handles, its lifespan and its health."""
 
 import contextlib
 import functools
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import EllipsisType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -22,6 +22,7 @@ from meshkit.declaration import (
     check_version,
 )
 from meshkit.discovery.protocol import ENDPOINT_KEYS
+from meshkit.durable.declaration import Consumption, Start, StreamConfig, check_streams
 from meshkit.errors import DeclarationError
 from meshkit.knobs import RateLimit
 from meshkit.policies import Source
@@ -173,6 +174,10 @@ class Subscription:
         self.timeout = timeout
 
 
+Declared: TypeAlias = Endpoint[..., Any, Any] | Subscription | Consumption
+"""What a service handles: calls, events, messages of a stream."""
+
+
 class _Declare(Protocol):
     """The decorator that `endpoint(...)` gives: it knows what calling the endpoint returns."""
 
@@ -301,12 +306,97 @@ class Group:
 
         return declare
 
+    def consume(
+        self,
+        subject: str,
+        *,
+        stream: StreamConfig | str,
+        name: str | None = None,
+        start: Start = "all",
+        concurrency: int | UnsetType = UNSET,
+        timeout: float | str | UnsetType | None = UNSET,
+        rate_limit: RateLimit | str | Sequence[str] | UnsetType | None = UNSET,
+        max_deliver: int = 5,
+        ack_wait: float | str = 30.0,
+        retry_delay: float | str = 1.0,
+        retry_delay_most: float | str = 60.0,
+        deduplicate: float | str | None = None,
+        ordered_by: str | None = None,
+        partitions: int = 8,
+        serve: ServePolicy | None = None,
+    ) -> Callable[[C], C]:
+        """Have a function handle the messages of a stream, each until it is handled.
+
+        The instances of the service share them. A message whose handler returns is done with. One whose
+        handler raises is delivered again later, to some instance: after a delay that doubles each time, or
+        after that of `Redeliver`. After `max_deliver` deliveries, or at once if it raises `Reject` or the
+        message does not decode, it goes to the dead letters. It may be delivered twice: an instance can be
+        killed between handling it and saying so.
+
+        Args:
+            subject: Which messages of the stream; `{tokens}`, `*` and `>` as in endpoints.
+            stream: The stream, made or updated when the service starts; or only its name: then it is made if
+                it is missing, and keeps at least this subject.
+            name: The consumer's name, by which JetStream remembers how far it is; by default
+                `<service>-<function>`.
+            start: Whether a new consumer starts with `all` that the stream has or with what is `new`.
+            concurrency: How many an instance handles at a time; as many again are fetched ahead. By default
+                10.
+            timeout: How long handling one may take, in seconds or as text; by default as long as it takes.
+            rate_limit: How many an instance, or with scope "mesh" all of them, begin to handle, such as
+                `"100/second"`; the others wait.
+            max_deliver: How often a message is delivered at most.
+            ack_wait: How long after an instance has died its messages are delivered to others, in seconds or
+                as text. As long as it lives it keeps them.
+            retry_delay: The most to wait before the second delivery, and at least half of it.
+            retry_delay_most: What it doubles up to.
+            deduplicate: How long the ids of handled messages are remembered: another message with the same id
+                is passed over. None for not at all.
+            ordered_by: A `{parameter}` of the subject: messages with the same value are handled one after the
+                other, each until it is done with, whatever instances there are.
+            partitions: Into how many sequences that is split; so many are handled at a time at most.
+            serve: What else bounds it: timeout, concurrency, rate limit, access log.
+
+        Raises:
+            DeclarationError: Something in it cannot work; the text says what to write instead.
+        """
+        check_parentheses("consume", subject)
+
+        def declare(function: C) -> C:
+            own = check_function("consumer", function)
+            consumption = Consumption(
+                function,
+                Pattern(_join(self._prefix, subject)),
+                stream=stream,
+                name=f"{self._service.name}-{own}" if name is None else name,
+                start=start,
+                serve=declared(
+                    serve,
+                    ServePolicy,
+                    f"consumer {own}()",
+                    timeout=timeout,
+                    concurrency=concurrency,
+                    rate_limit=rate_limit,
+                ),
+                max_deliver=max_deliver,
+                ack_wait=ack_wait,
+                retry_delay=retry_delay,
+                retry_delay_most=retry_delay_most,
+                deduplicate=deduplicate,
+                ordered_by=ordered_by,
+                partitions=partitions,
+            )
+            self._service.add(consumption)
+            return function
+
+        return declare
+
     def _inherit(self, queue: str | Inherit | None) -> str | None:
         return self._queue if isinstance(queue, EllipsisType) else check_queue(queue)
 
 
 class Service(Group):
-    """A service: endpoints that answer calls, and handlers of events.
+    """A service: endpoints that answer calls, handlers of events, and consumers of streams.
 
     Args:
         name: Letters, digits, `-` and `_`. Instances of the same service share it.
@@ -320,6 +410,7 @@ class Service(Group):
         rate_limit: How many calls are let through, to all endpoints together, such as `"1000/second"`.
         access_log: Which share of the calls gets a line in the access log, where an endpoint says nothing
             else, such as `"10%"`.
+        streams: Streams that are made or updated when it starts, beside those of its consumers.
         call: What else callers are to do, where an endpoint says nothing else.
         serve: What else the service as a whole does to protect itself.
 
@@ -340,6 +431,7 @@ class Service(Group):
         timeout: float | str | UnsetType = UNSET,
         rate_limit: RateLimit | str | Sequence[str] | UnsetType | None = UNSET,
         access_log: float | str | UnsetType = UNSET,
+        streams: Sequence[StreamConfig] = (),
         call: CallPolicy | None = None,
         serve: ServePolicy | None = None,
     ) -> None:
@@ -364,6 +456,8 @@ class Service(Group):
             raise DeclarationError(f"{where}: {UNBOUND_SERVICE}")
         self.endpoints: list[Endpoint[..., Any, Any]] = []
         self.subscriptions: list[Subscription] = []
+        self.consumptions: list[Consumption] = []
+        self.streams = check_streams(where, streams)
         self.checks: dict[str, Callable[..., Any]] = {}
         self.is_served = False
         self.surroundings: Callable[..., AbstractAsyncContextManager[Any]] | None = None
@@ -372,7 +466,7 @@ class Service(Group):
     def __repr__(self) -> str:
         return f"<Service {self.name} {self.version}>"
 
-    def add(self, declared: Endpoint[..., Any, Any] | Subscription) -> None:
+    def add(self, declared: Declared) -> None:
         """Take in what a decorator has made.
 
         Raises:
@@ -383,6 +477,13 @@ class Service(Group):
             raise DeclarationError(f"{what} is declared after the service was started; declare it before")
         if isinstance(declared, Subscription):
             self.subscriptions.append(declared)
+            return
+        if isinstance(declared, Consumption):
+            if any(declared.name == other.name for other in self.consumptions):
+                raise DeclarationError(
+                    f"{what}: the service has a consumer {declared.name!r} already; give it another name="
+                )
+            self.consumptions.append(declared)
             return
         if declared.pattern.wire.startswith((">", "*")) and declared.pattern.overlaps(_ANY_PING):
             raise DeclarationError(f"{what} would answer for discovery too; write out its first token")

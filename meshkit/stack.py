@@ -187,12 +187,12 @@ def server_stack(
     )
 
 
-def _trace(tracer: "Tracer | None", subject: str, *, events: bool = False) -> list[Layer]:
+def _trace(tracer: "Tracer | None", subject: str, *, events: bool = False, consumer: str = "") -> list[Layer]:
     if tracer is None:
         return []
     from meshkit.layers import trace  # which loads OpenTelemetry
 
-    return [trace.process(tracer, subject) if events else trace.serve(tracer, subject)]
+    return [trace.process(tracer, subject, consumer) if events else trace.serve(tracer, subject)]
 
 
 def _rate_limit(*quotas: "Quota") -> Layer:
@@ -228,6 +228,50 @@ def event_stack(
         statistics.layer,
         bound.layer,
         # Below concurrency, unlike for calls: nobody waits for an event, and its turn comes when it comes.
+        *([deadline.within(timeout, deadlines)] if timeout is not None else []),
+        rescue,
+        around=handle,
+    )
+
+
+def durable_stack(
+    handle: Handler,
+    *,
+    subject: str,
+    consumer: str,
+    statistics: Statistics,
+    deadlines: Deadlines[Request],
+    patience: Layer | None,
+    once: Layer | None,
+    timeout: float | None,
+    tracer: "Tracer | None" = None,
+    access: Layer | None = None,
+) -> Handler:
+    """The side of who consumes a stream, outermost first. What it raises has the message delivered again.
+
+    There is no layer for concurrency: no more messages are taken than can be handled.
+
+    Args:
+        handle: Decodes the message and runs the user's function.
+        subject: Which messages.
+        consumer: The consumer's name.
+        statistics: Where messages are counted.
+        deadlines: Cancels the task that handles a request at the request's deadline.
+        patience: Lets through so many in a time, if that is bounded.
+        once: Passes over what was handled before, if that is looked at.
+        timeout: Seconds that handling one may take, if that is bounded.
+        tracer: Makes spans; None where nothing is traced.
+        access: Writes the access log; None where there is none.
+    """
+    return _stack(
+        *_trace(tracer, subject, events=True, consumer=consumer),
+        *([access] if access is not None else []),
+        # Counts every delivery.
+        statistics.layer,
+        # Waits, unlike for calls: nobody waits for the message, and while it has its slot none is fetched.
+        *([patience] if patience is not None else []),
+        # Passes over what was handled before. Above the deadline, which is the handler's.
+        *([once] if once is not None else []),
         *([deadline.within(timeout, deadlines)] if timeout is not None else []),
         rescue,
         around=handle,

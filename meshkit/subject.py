@@ -5,6 +5,7 @@ for one token, `>` for one or more at the end, and meshkit's `{name}` for one th
 """
 
 import functools
+import hashlib
 import keyword
 import re
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from meshkit.errors import BadRequest, DeclarationError, shortened
 _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\ud800-\udfff]")
 # Bytes.
 LONGEST = 1000
+_UNREADABLE = re.compile(r"[^\w-]", re.ASCII)
+# Characters of a text that is made one.
+_LONGEST_TOKEN = 64
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _RESERVED = ("$SRV", "$SYS", "$JS", "$KV", "$O", "_INBOX", "_MESH")
 
@@ -55,6 +59,17 @@ def check(subject: str) -> str:
     if wrong := problem(subject):
         raise ValueError(f"subject {shortened(subject, 100)!r} {wrong}")
     return subject
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether a pattern, with wildcards alone, matches a subject, or all subjects of another pattern."""
+    mine, theirs = pattern.split("."), subject.split(".")
+    for one, another in zip(mine, theirs, strict=False):
+        if one == ">":
+            return True
+        if another == ">" or one not in ("*", another):
+            return False
+    return len(mine) == len(theirs)
 
 
 class Pattern:
@@ -115,13 +130,7 @@ class Pattern:
 
     def covers(self, subject: str) -> bool:
         """Whether it matches a subject, or all subjects of a pattern."""
-        mine, theirs = self.wire.split("."), subject.split(".")
-        for one, another in zip(mine, theirs, strict=False):
-            if one == ">":
-                return True
-            if another == ">" or one not in ("*", another):
-                return False
-        return len(mine) == len(theirs)
+        return covers(self.wire, subject)
 
     @property
     def precision(self) -> tuple[int, ...]:
@@ -160,3 +169,18 @@ class Pattern:
                 )
             tokens[position] = token
         return check(".".join(tokens))
+
+
+def token(text: str) -> str:
+    """A text as one token of a subject, which no other text has.
+
+    What a token had better not hold is written as `=2E`; of what gets long that way there is a digest.
+    """
+    escaped = _UNREADABLE.sub(_escaped, text) or "="
+    if len(escaped) <= _LONGEST_TOKEN:
+        return escaped
+    return "==" + hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"={byte:02X}" for byte in found[0].encode(errors="surrogatepass"))

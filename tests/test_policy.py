@@ -28,7 +28,7 @@ from meshkit.subject import Pattern
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("250ms", 0.25), ("1.5s", 1.5), ("2m", 120), ("1h", 3600), (" 3 s ", 3), (0.5, 0.5), (7, 7)],
+    [("250ms", 0.25), ("1.5s", 1.5), ("2m", 120), ("7d", 604800), (" 3 s ", 3), (0.5, 0.5), (7, 7)],
 )
 def test_durations(text, value):
     assert seconds(text) == value

@@ -33,6 +33,18 @@ def short(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
+def lasting(seconds: float) -> str:
+    """A duration in its two largest units, such as `3m 20s`; whole seconds are the least."""
+    rest, found = round(seconds), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if rest >= size or (unit == "s" and not found):
+            found.append(f"{rest // size:,}{unit}")
+        elif found:
+            break
+        rest %= size
+    return " ".join(found[:2])
+
+
 def percent(share: float) -> str:
     """A share in percent; 100 only if it is."""
     return f"{share:.0%}" if share in {0, 1} else f"{min(99.99, share * 100):.4g}%"

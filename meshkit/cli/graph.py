@@ -10,8 +10,9 @@ from rich.tree import Tree
 from meshkit.cli.discover import ask
 from meshkit.cli.figures import interval_option, percent, short
 from meshkit.cli.output import clean, console, json_option, nats_option, print_json, table
+from meshkit.telemetry.live.changes import observe
 from meshkit.telemetry.live.graph import CLIENTS, Edge, edges
-from meshkit.telemetry.live.rates import grouped, observe, worst
+from meshkit.telemetry.live.rates import grouped, worst
 
 # Services below each other in a tree, at most; each takes that many columns.
 _DEEPEST, _INDENT = 30, 4

@@ -18,7 +18,7 @@ from meshkit.errors import ConnectionLost, DeclarationError, NotFound
 from meshkit.headers import NO_RESPONDERS
 from meshkit.layers.statistics import OK
 from meshkit.subject import Pattern
-from meshkit.telemetry.live.rates import is_fault
+from meshkit.telemetry.live.changes import is_fault
 from meshkit.telemetry.live.tap import MOST_PAYLOAD, MOST_RATE, TAP, Record, Tapped, TapRequest
 from meshkit.transport import Message, Transport
 
@@ -217,7 +217,9 @@ def _on_terminal(record: Record) -> None:
     text.append(f"{clean(record.outcome):<16} ", f"not dim {colour}")
     text.append(f"{record.seconds * 1000:>9.2f} ms  ", "not dim")
     text.append(clean(record.subject), "not dim bold")
-    if record.is_event:
+    if record.delivery > 1:
+        text.append(f" (delivery {record.delivery})")
+    elif record.is_event:
         text.append(" (event)")
     text.append(f"  {_short(*record.caller.split('/', 1))} → " if record.caller else "  → ")
     text.append(_short(record.service, record.instance))

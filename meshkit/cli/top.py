@@ -9,32 +9,38 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from meshkit.cli.discover import ask
 from meshkit.cli.exits import ExitCode
 from meshkit.cli.figures import interval_option
+from meshkit.cli.jobs import grid, progress
 from meshkit.cli.keyboard import keyboard
+from meshkit.cli.live import Notes
 from meshkit.cli.output import clean, console, json_option, nats_option, print_json, table
 from meshkit.cli.top_pages import SORTS, Page, Row, Section, everything, ordered, render, sections
 from meshkit.errors import ConnectionLost, DeadlineExceeded, Disconnected
-from meshkit.telemetry.live.rates import Change, InstanceChange, Rates, changes, grouped, observe, rates, read
+from meshkit.telemetry.live.changes import Change, InstanceChange, changes, observe, read
+from meshkit.telemetry.live.rates import Rates, grouped, rates
 from meshkit.transport import Transport
 
-_KEYS = "↑↓ ⏎ open  ⌫ back  q quit   sort: n r s 1 2 3 f  ? help"
+_KEYS = "↑↓ ⏎ open  ⌫ back  q quit   sort: n r s 1 2 3 f l  ? help"
 _HELP = """\
 ↑ ↓     select              n       sort by name
 ⏎       open it             r       by rate
 ⌫ Esc   back                s       by success, worst first
 q       quit                1 2 3   by p50, p95, p99
 ?       these keys          f       by calls in flight
+                            l       by lag of consumers
 The same key again sorts the other way round."""
 
 # Of a page: title and blank line above, keys and a line to spare below. Where there are no more than twice as
 # many lines, the rows are all there is.
 _AROUND = 4
+# Jobs that have a line.
+_MOST_JOBS = 2
 
 
 @click.command()
@@ -78,6 +84,7 @@ def _by_service(instances: Sequence[InstanceChange]) -> dict[str, list[InstanceC
 _HEADINGS = (
     *("service", "subject", "kind", "instances", "rate", "success"),
     *("p50 ms", "p95 ms", "p99 ms", "avg ms", "in flight", "breakers"),
+    *("consumer", "lag", "unacknowledged", "redelivered", "dead letters"),
 )
 
 
@@ -85,20 +92,25 @@ def _rows(service: str, instances: list[InstanceChange]) -> list[tuple[object, .
     called = [change for one in instances for change in one.called]
     breakers = ", ".join(f"{name} {state}" for name, state in rates([], called).circuits.items())
     served = grouped(
-        (change for one in instances for change in one.served), by=lambda one: (one.subject, one.is_event)
+        (change for one in instances for change in one.served),
+        by=lambda one: (one.subject, one.is_event, one.consumer and one.consumer.name),
     )
     rows = [
         (
             service,
             subject,
-            "events" if is_event else "calls",
+            "messages" if consumer else "events" if is_event else "calls",
             len(instances),
             *_figures(rates(group)),
             breakers,
+            consumer,
+            *_of_consumer(rates(group)),
         )
-        for (subject, is_event), group in served.items()
+        for (subject, is_event, consumer), group in served.items()
     ]
-    return rows or [(service, None, None, len(instances), *_figures(rates([])), breakers)]
+    nothing = rates([])
+    of_none = (None, None, len(instances), *_figures(nothing), breakers, None, *_of_consumer(nothing))
+    return rows or [(service, *of_none)]
 
 
 def _figures(seen: Rates) -> tuple[object, ...]:
@@ -111,14 +123,23 @@ def _figures(seen: Rates) -> tuple[object, ...]:
     )
 
 
+def _of_consumer(seen: Rates) -> tuple[object, ...]:
+    again = None if seen.redelivered is None else round(seen.redelivered, 2)
+    return (seen.lag, seen.unacknowledged, again, seen.dead)
+
+
 def _service(name: str, instances: list[InstanceChange]) -> dict[str, Any]:
     """A service as JSON, durations in seconds."""
 
     def endpoints(served: Sequence[Change]) -> list[dict[str, Any]]:
-        groups = grouped(served, by=lambda one: (one.name, one.subject, one.is_event))
+        groups = grouped(
+            served,
+            by=lambda one: (one.name, one.subject, one.is_event, one.consumer and one.consumer.stream),
+        )
         return [
-            {"name": name, "subject": subject, "is_event": is_event} | msgspec.structs.asdict(rates(group))
-            for (name, subject, is_event), group in groups.items()
+            {"name": name, "subject": subject, "is_event": is_event, "stream": stream}
+            | msgspec.structs.asdict(rates(group))
+            for (name, subject, is_event, stream), group in groups.items()
         ]
 
     def whole(group: list[InstanceChange]) -> dict[str, Any]:
@@ -129,6 +150,7 @@ def _service(name: str, instances: list[InstanceChange]) -> dict[str, Any]:
         return {
             **msgspec.structs.asdict(rates(calls, called)),
             "endpoints": endpoints(served),
+            "jobs": [msgspec.structs.asdict(job) for one in group for job in one.jobs],
             "calls": [
                 {"target": target} | msgspec.structs.asdict(rates(found, found))
                 for target, found in targets.items()
@@ -145,13 +167,15 @@ def _service(name: str, instances: list[InstanceChange]) -> dict[str, Any]:
 # Live
 
 
-class _Notes(logging.Handler):
-    """Keeps the last warning: on standard error it would land in the middle of the screen."""
-
-    last = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+def _jobs(instances: Sequence[InstanceChange]) -> tuple[list[RenderableType], int]:
+    """How far the jobs are that are not over, and how many lines that takes; `meshkit jobs` shows all."""
+    reported = [(one.service, job) for one in instances if one.is_there for job in one.jobs]
+    under_way = [job for job in progress(reported) if job.left]
+    if not under_way:
+        return [], 0
+    shown = under_way[:_MOST_JOBS]
+    # Above and below the rows: heading, rule and a blank line.
+    return [grid(shown), Text()], len(shown) + 3
 
 
 class _Screen:
@@ -163,7 +187,7 @@ class _Screen:
         self._instances: list[InstanceChange] = []
         self._is_known = False
         self._trouble = ""
-        self._notes = _Notes(logging.WARNING)
+        self._notes = Notes(logging.WARNING)
         # From all services down to the one that is open; with the key of the row that is selected in each.
         self._pages: list[Page] = [()]
         self._selected: list[str] = [""]
@@ -258,8 +282,9 @@ class _Screen:
         help_ = Text(_HELP if self._has_help else _KEYS, "dim", no_wrap=True, overflow="ellipsis")
         trouble = self._trouble or self._notes.last
         below = [Text(clean(trouble), "red", no_wrap=True, overflow="ellipsis")] if trouble else []
-        is_tiny = console.height <= 2 * _AROUND
-        around = 0 if is_tiny else _AROUND + len(below) + help_.plain.count("\n")
+        jobs, lines = _jobs(self._instances)
+        is_tiny = console.height <= 2 * _AROUND + lines
+        around = 0 if is_tiny else _AROUND + len(below) + lines + help_.plain.count("\n")
         body = render(
             shown,
             rows[self._at(rows)].key if rows else "",
@@ -270,7 +295,7 @@ class _Screen:
         )
         if not rows:
             body = Group(Text(self._nothing()), Text())
-        return body if is_tiny else Group(head, Text(), body, *below, help_)
+        return body if is_tiny else Group(head, Text(), body, *jobs, *below, help_)
 
     def _how_many(self) -> str:
         there = [one for one in self._instances if one.is_there]

@@ -13,8 +13,9 @@ from rich.text import Text
 from meshkit.cli.figures import percent, short
 from meshkit.cli.output import clean
 from meshkit.layers.statistics import OK
+from meshkit.telemetry.live.changes import Change, InstanceChange
 from meshkit.telemetry.live.graph import edges
-from meshkit.telemetry.live.rates import Change, InstanceChange, Rates, grouped, rates, worst
+from meshkit.telemetry.live.rates import Rates, grouped, rates, worst
 
 Page: TypeAlias = tuple[str, ...]
 """Which page: none for all services, a service, its instance; with its subject an endpoint."""
@@ -97,10 +98,22 @@ def _breaker(row: Row) -> Text:
     return Text(", ".join(shown), "red")
 
 
+def _dead(row: Row) -> Text:
+    return Text(_count("dead")(row), "red" if row.rates.dead else "")
+
+
+def _count(name: str) -> Callable[[Row], str]:
+    return _figure(name, "{:,}".format)
+
+
 _COLUMNS = {
     "instances": _Column("inst", _no_value, _instances),
     "rate": _Column("rate/s", _value("rate"), _figure("rate", short)),
     "success": _Column("success", _value("success"), _success),
+    "lag": _Column("lag", _value("lag"), _count("lag")),
+    "unacknowledged": _Column("unacked", _no_value, _count("unacknowledged")),
+    "redelivered": _Column("again/s", _no_value, _figure("redelivered", short)),
+    "dead": _Column("dead", _no_value, _dead),
     "p50": _Column("p50 ms", _value("p50"), _median),
     "p95": _Column("p95 ms", _value("p95"), _figure("p95", short, 1000)),
     "p99": _Column("p99 ms", _value("p99"), _figure("p99", short, 1000)),
@@ -110,9 +123,13 @@ _COLUMNS = {
     "refused": _Column("refused/s", _value("refusals"), _figure("refusals", short)),
 }
 # What goes first where there is no room for all.
-_LEAST = ("refused", "retries", "instances", "p99", "in flight", "p50", "breaker", "p95", "success")
+_LEAST = (
+    *("refused", "retries", "instances", "p99", "in flight", "unacknowledged", "p50", "breaker", "p95"),
+    *("redelivered", "success", "dead", "lag"),
+)
 
-SORTS = {"n": "name", "r": "rate", "s": "success", "1": "p50", "2": "p95", "3": "p99", "f": "in flight"}
+_SORTS = ("name", "rate", "success", "p50", "p95", "p99", "in flight", "lag")
+SORTS = dict(zip("nrs123fl", _SORTS, strict=True))
 """Keys, and the column that each sorts by."""
 # Where the least is what one looks for.
 _UPWARDS = ("name", "success")
@@ -136,7 +153,11 @@ def sections(page: Page, instances: Sequence[InstanceChange]) -> list[Section]:
         return _endpoint(page, of_service, instances)
     if len(page) == 2:
         of_service = [one for one in of_service if one.id == page[1]]
-    found = [Section("endpoints", _endpoints(of_service, page[1] if len(page) == 2 else ""))]
+    instance = page[1] if len(page) == 2 else ""
+    found = [
+        Section("endpoints", _endpoints(of_service, instance)),
+        Section("consumers", _endpoints(of_service, instance, consumers=True)),
+    ]
     if len(page) == 1:
         rows = [
             Row(one.id, one.id, rates(_calls(one.served) or one.served, one.called), opens=(page[0], one.id))
@@ -152,7 +173,11 @@ def everything(instances: Iterable[InstanceChange]) -> list[Section]:
     for service, group in grouped(instances, by=lambda one: one.service).items():
         called = [change for one in group for change in one.called]
         nothing = Row(service, "(no endpoints)", rates([], called))
-        found.append(Section(service, _endpoints(group) or [nothing]))
+        endpoints, consumers = _endpoints(group), _endpoints(group, consumers=True)
+        if endpoints or not consumers:
+            found.append(Section(service, endpoints or [nothing]))
+        if consumers:
+            found.append(Section(f"{service} (consumers)", consumers))
     return found
 
 
@@ -175,13 +200,24 @@ def _calls(served: Iterable[Change]) -> list[Change]:
     return [change for change in served if not change.is_event]
 
 
-def _endpoints(instances: Iterable[InstanceChange], instance: str = "") -> list[Row]:
+def _label(change: Change) -> str:
+    """Tells an endpoint, a subscription or a consumer from the others of its service."""
+    if change.consumer is not None:
+        return f"{change.subject} ({change.consumer.name})"
+    return f"{change.subject} (events)" if change.is_event else change.subject
+
+
+def _endpoints(
+    instances: Iterable[InstanceChange], instance: str = "", *, consumers: bool = False
+) -> list[Row]:
     rows: list[Row] = []
-    pairs = [(one.service, change) for one in instances for change in one.served]
-    for (service, subject, is_event), group in grouped(
-        pairs, by=lambda pair: (pair[0], pair[1].subject, pair[1].is_event)
-    ).items():
-        label = f"{subject} (events)" if is_event else subject
+    pairs = [
+        (one.service, change)
+        for one in instances
+        for change in one.served
+        if (change.consumer is not None) == consumers
+    ]
+    for (service, label), group in grouped(pairs, by=lambda pair: (pair[0], _label(pair[1]))).items():
         changes = [change for _, change in group]
         rows.append(Row(label, label, rates(changes), opens=(service, instance, label)))
     return rows
@@ -196,13 +232,8 @@ def _endpoint(
     page: Page, of_service: Iterable[InstanceChange], instances: Iterable[InstanceChange]
 ) -> list[Section]:
     service, instance, label = page
-    subject = label.removesuffix(" (events)")
     each = {
-        one.id: [
-            change
-            for change in one.served
-            if change.subject == subject and change.is_event == (label != subject)
-        ]
+        one.id: [change for change in one.served if _label(change) == label]
         for one in of_service
         if instance in {"", one.id}
     }
@@ -213,7 +244,10 @@ def _endpoint(
     found = [
         Section("outcomes", [Row(outcome, outcome, _of_outcome(changes, outcome)) for outcome in outcomes])
     ]
-    if label == subject:
+    streams = sorted({change.consumer.stream for change in changes if change.consumer is not None})
+    if streams:
+        found.insert(0, Section("stream", [Row("=", ", ".join(streams), rates(changes))]))
+    if changes and not changes[0].is_event:
         callers = [
             Row(
                 f"< {edge.caller}",
@@ -227,7 +261,7 @@ def _endpoint(
                 opens=None if edge.caller.startswith("(") else (edge.caller,),
             )
             for edge in edges(instances)
-            if (edge.callee, edge.subject) == (service, subject)
+            if (edge.callee, edge.subject) == (service, label)
         ]
         found.append(Section("callers", callers))
     if not instance:
@@ -243,6 +277,7 @@ def _of_outcome(changes: Iterable[Change], outcome: str) -> Rates:
             requests=change.outcomes[outcome].count,
             finished=0,
             outcomes={outcome: change.outcomes[outcome]},
+            consumer=None,
         )
         for change in changes
         if outcome in change.outcomes

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from meshkit.durable.plan import wanted_by
 from meshkit.launcher import child
 from meshkit.launcher.messages import Described, Description, Endpoint
 from meshkit.launcher.targets import Source
@@ -31,6 +32,8 @@ def _description(service: Service) -> Description:
         service.version,
         [_endpoint(endpoint) for endpoint in service.endpoints],
         [_endpoint(subscription) for subscription in service.subscriptions],
+        [wanted_by(consumption) for consumption in service.consumptions],
+        list(service.streams),
     )
 
 

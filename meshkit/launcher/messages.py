@@ -2,6 +2,8 @@
 
 import msgspec
 
+from meshkit.durable.declaration import StreamConfig
+from meshkit.durable.plan import Wanted
 from meshkit.instance import DRAIN_TIMEOUT
 from meshkit.launcher.targets import Source
 from meshkit.loop import LoopName
@@ -45,12 +47,14 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Description(msgspec.Struct, frozen=True):
-    """A service, as the banner shows it."""
+    """A service, as the banner and `meshkit streams plan` show it."""
 
     name: str
     version: str
     endpoints: list[Endpoint]
     subscriptions: list[Endpoint]
+    consumers: list[Wanted] = []
+    streams: list[StreamConfig] = []
 
 
 class Described(msgspec.Struct, tag=True, frozen=True):

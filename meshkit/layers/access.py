@@ -8,6 +8,7 @@ import re
 from time import perf_counter
 from typing import Any
 
+from meshkit.durable.delivery import attempt
 from meshkit.errors import MeshError, Unavailable, kind, shortened
 from meshkit.headers import find, whole
 from meshkit.layers.statistics import OK
@@ -23,8 +24,8 @@ _WORD = re.compile(r"[!#-<>-~]+")
 _LOW_BITS = 2**64
 
 
-def access(endpoint: str, share: float) -> Layer:
-    """The callee's side: write a line for a call that is over.
+def access(endpoint: str, share: float, *, is_durable: bool = False) -> Layer:
+    """The callee's side: write a line for a call or a message that is over.
 
     Where spans are made, the id of its trace decides whether a call is in the share: of one trace all calls
     are, or none.
@@ -33,6 +34,7 @@ def access(endpoint: str, share: float) -> Layer:
         endpoint: The endpoint's name.
         share: Which share of the calls gets a line, above 0 to 1; those that fail with a code from 500 on
             all do.
+        is_durable: Whether they are messages of a consumer.
     """
     bound = round(share * _LOW_BITS)
 
@@ -41,6 +43,12 @@ def access(endpoint: str, share: float) -> Layer:
             return random.random() < share  # noqa: S311 - nothing secret
         return request.span.trace_id % _LOW_BITS < bound
 
+    def write(request: Request, result: Response | MeshError, started: float) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
+        number = attempt(request.reply) if is_durable else whole(find(request.head, _ATTEMPT) or "1") or 1
+        _write(endpoint, request, result, perf_counter() - started, number)
+
     def layer(following: Handler) -> Handler:
         async def handle(request: Request) -> Response:
             started = perf_counter()
@@ -48,14 +56,14 @@ def access(endpoint: str, share: float) -> Layer:
                 response = await following(request)
             except MeshError as error:
                 if error.code >= 500 or is_chosen(request):
-                    _write(endpoint, request, error, perf_counter() - started)
+                    write(request, error, started)
                 raise
             except asyncio.CancelledError:
                 # The drain's time is over.
-                _write(endpoint, request, Unavailable(), perf_counter() - started)
+                write(request, Unavailable(), started)
                 raise
             if is_chosen(request):
-                _write(endpoint, request, response, perf_counter() - started)
+                write(request, response, started)
             return response
 
         return handle
@@ -63,9 +71,9 @@ def access(endpoint: str, share: float) -> Layer:
     return layer
 
 
-def _write(endpoint: str, request: Request, result: Response | MeshError, seconds: float) -> None:
-    if not log.isEnabledFor(logging.INFO):
-        return
+def _write(
+    endpoint: str, request: Request, result: Response | MeshError, seconds: float, number: int
+) -> None:
     subject = shortened(request.subject, _LONGEST)
     outcome = OK
     fields: dict[str, Any] = {}
@@ -80,7 +88,7 @@ def _write(endpoint: str, request: Request, result: Response | MeshError, second
         "queued_ms": round(request.queued * 1000, 3),
         "bytes_in": len(request.payload),
         "bytes_out": len(result.payload) if isinstance(result, Response) else 0,
-        "attempt": whole(find(request.head, _ATTEMPT) or "1") or 1,
+        "attempt": number,
     }
     if request.sent:
         fields["items"] = request.sent

@@ -1,10 +1,14 @@
 """Rate limits: so many requests in so much time, and the rest is refused at once."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 
 from meshkit.errors import MeshError, RateLimited
 from meshkit.message import Handler, Layer, Request, Response
 from meshkit.quota import Quota
+
+# Seconds, where a refusal does not say for how long it is one.
+_PAUSE = 0.1
 
 
 def rate_limit(*quotas: Quota) -> Layer:
@@ -25,6 +29,34 @@ def rate_limit(*quotas: Quota) -> Layer:
         def handle(request: Request) -> Awaitable[Response]:
             waiting = quota.take(request)
             return following(request) if waiting is None else wait(waiting, request)
+
+        return handle
+
+    return layer
+
+
+def patient(quota: Quota, waiting: set[Request]) -> Layer:
+    """Let through what the quota lets through, and have the rest wait until it does.
+
+    Args:
+        quota: What counts.
+        waiting: What waits, for who wants to end that.
+    """
+
+    def layer(following: Handler) -> Handler:
+        async def handle(request: Request) -> Response:
+            while True:
+                try:
+                    if (ready := quota.take(request)) is not None:
+                        await ready
+                except RateLimited as error:
+                    waiting.add(request)
+                    try:
+                        await asyncio.sleep(error.retry_after or _PAUSE)
+                    finally:
+                        waiting.discard(request)
+                else:
+                    return await following(request)
 
         return handle
 

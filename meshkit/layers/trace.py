@@ -14,11 +14,12 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY  # pyright: ignore[reportPrivateUsage] # what makes a context with a span copies it first
 
+from meshkit.durable.delivery import attempt as delivery
 from meshkit.headers import find, line, render, whole
 from meshkit.layers.propagation import TRACEPARENT, merge
 from meshkit.message import ATTEMPT, CURRENT, Handler, Layer, Request, Response
 from meshkit.telemetry.traces.tracing import Attributes, Parent, Span, Tracer
-from meshkit.transport import Transport
+from meshkit.transport import Sender
 
 # What meshkit and most others write, which takes half the time to find; then what some do.
 _PLAIN = re.compile(rb"\r\ntraceparent: 00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?=\r\n|\Z)")
@@ -161,12 +162,13 @@ def serve(tracer: Tracer, subject: str) -> Layer:
     return _handle(tracer, subject, SpanKind.SERVER, attributes, subject)
 
 
-def process(tracer: Tracer, subject: str) -> Layer:
+def process(tracer: Tracer, subject: str, consumer: str = "") -> Layer:
     """The side of who listens to events: a span for what is done with one.
 
     Args:
         tracer: Makes it.
         subject: The subscription's subject.
+        consumer: The name of the consumer that a stream delivers to.
     """
     attributes = {
         "messaging.system": "nats",
@@ -174,10 +176,23 @@ def process(tracer: Tracer, subject: str) -> Layer:
         "messaging.operation.type": "process",
         "messaging.destination.template": subject,
     }
-    return _handle(tracer, f"process {subject}", SpanKind.CONSUMER, attributes, subject)
+    if consumer:
+        attributes["messaging.consumer.group.name"] = consumer
+    is_durable = bool(consumer)
+    return _handle(
+        tracer, f"process {subject}", SpanKind.CONSUMER, attributes, subject, is_durable=is_durable
+    )
 
 
-def _handle(tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, subject: str) -> Layer:
+def _handle(
+    tracer: Tracer,
+    name: str,
+    kind: SpanKind,
+    attributes: Attributes,
+    subject: str,
+    *,
+    is_durable: bool = False,
+) -> Layer:
     which = "meshkit.subject" if kind is SpanKind.SERVER else "messaging.destination.name"
 
     def layer(following: Handler) -> Handler:
@@ -189,6 +204,8 @@ def _handle(tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, s
                 span.note("meshkit.instance", request.handler)
                 if request.subject != subject:
                     span.note(which, request.subject)
+            if is_durable and (number := delivery(request.reply)) > 1:
+                span.note("meshkit.delivery", number)
             try:
                 response = await following(request)
             except BaseException as error:
@@ -210,12 +227,12 @@ def _context(span: Span, head: bytes) -> Context:
     return _baggage.extract({"baggage": carried[1].decode(errors="replace").strip()}, context)
 
 
-async def publish(tracer: Tracer, transport: Transport, event: Request, inherited: bytes) -> None:
+async def publish(tracer: Tracer, sender: Sender, event: Request, inherited: bytes) -> None:
     """Publish an event, with a span; its head says that the trace goes on from there.
 
     Args:
         tracer: Makes the span.
-        transport: The connection.
+        sender: Sends it.
         event: What is published, and where to.
         inherited: What it inherits from what is being handled, as a head.
     """
@@ -229,7 +246,7 @@ async def publish(tracer: Tracer, transport: Transport, event: Request, inherite
     if inherited:
         event.head = merge(TRACEPARENT.sub(b"", inherited), event.head)
     try:
-        await transport.publish(event.subject, event.payload, event.head + span.line)
+        await sender.publish(event.subject, event.payload, event.head + span.line)
     except BaseException as error:
         span.finish(error)
         raise

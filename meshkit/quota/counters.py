@@ -5,9 +5,7 @@ https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-49.md,
 """
 
 import asyncio
-import hashlib
 import math
-import re
 from datetime import datetime
 
 import msgspec
@@ -15,6 +13,7 @@ from limits.aio.storage import Storage
 
 from meshkit.errors import ConnectionLost, MeshError, NoResponders, Unavailable
 from meshkit.headers import line
+from meshkit.subject import token
 from meshkit.transport import Transport
 
 # Seconds that the server may take to answer, and for which its clock is taken to go on like ours.
@@ -27,8 +26,6 @@ _MARGIN = 10
 _MOST_BYTES = 32 * 1024 * 1024
 
 _NOT_FOUND = 404
-_UNREADABLE = re.compile(r"[^\w-]", re.ASCII)
-_LONGEST = 64
 
 
 class _Error(msgspec.Struct):
@@ -251,18 +248,3 @@ _decode = msgspec.json.Decoder(_Answer, strict=False).decode  # counts are text
 
 def _unavailable(answer: _Answer) -> Unavailable:
     return Unavailable(f"JetStream: {answer.error.description if answer.error else 'it tells no time'}")
-
-
-def token(text: str) -> str:
-    """A text as one token of a subject, which no other text has.
-
-    What a token had better not hold is written as `=2E`; of what gets long that way there is a digest.
-    """
-    escaped = _UNREADABLE.sub(_escaped, text) or "="
-    if len(escaped) <= _LONGEST:
-        return escaped
-    return "==" + hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return "".join(f"={byte:02X}" for byte in found[0].encode(errors="surrogatepass"))

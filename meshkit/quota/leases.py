@@ -21,10 +21,11 @@ from meshkit.discovery import registry
 from meshkit.errors import DeadlineExceeded, MeshError
 from meshkit.knobs import RateLimit
 from meshkit.message import Request
-from meshkit.quota.counters import CounterStorage, token
+from meshkit.quota.counters import CounterStorage
 from meshkit.quota.keys import key_of
 from meshkit.quota.local import items, refusal
 from meshkit.quota.memory import MOST_KEYS
+from meshkit.subject import token
 from meshkit.transport import Transport
 
 log = logging.getLogger("meshkit.quota")

@@ -2,16 +2,18 @@
 
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from meshkit.discovery.description import stats
 from meshkit.discovery.protocol import StatsResponse
+from meshkit.durable.declaration import Consumption
+from meshkit.durable.worker import Deliveries
 from meshkit.layers.concurrency import Concurrency
 from meshkit.layers.statistics import Statistics
-from meshkit.service import Endpoint, Service, Subscription
-from meshkit.telemetry.report import Recent, Report, Served, bound, served
+from meshkit.service import Declared, Endpoint, Service
+from meshkit.telemetry.report import Bounded, Consumed, Recent, Report, Served, bound, served
 
 if TYPE_CHECKING:
     from meshkit.mesh import Mesh
@@ -19,11 +21,9 @@ if TYPE_CHECKING:
 # That the services protocol's answer has of each endpoint.
 _MOST_CIRCUITS = 20
 
-Declared: TypeAlias = Endpoint[..., Any, Any] | Subscription
-
 
 class Accounts:
-    """The statistics of an instance's endpoints and subscriptions, and of the calls that it makes.
+    """The statistics of an instance's endpoints, subscriptions and consumers, and of the calls that it makes.
 
     Args:
         service: What runs.
@@ -31,16 +31,19 @@ class Accounts:
         mesh: What its handlers call with.
 
     Attributes:
-        statistics: Of each endpoint, then of each subscription.
+        statistics: Of each endpoint, then of each subscription, then of each consumer.
+        deliveries: What else is counted of each consumer.
         own: The bounds on concurrency that they have of their own.
         shared: The bound that the endpoints share.
     """
 
     def __init__(self, service: Service, instance_id: str, mesh: "Mesh") -> None:
         self.statistics: dict[Declared, Statistics] = {
-            declared: Statistics() for declared in (*service.endpoints, *service.subscriptions)
+            declared: Statistics()
+            for declared in (*service.endpoints, *service.subscriptions, *service.consumptions)
         }
-        self.own: dict[Declared, Concurrency | None] = {}
+        self.deliveries: dict[Consumption, Deliveries] = {}
+        self.own: dict[Declared, Bounded | None] = {}
         self.shared: Concurrency | None = None
         self._service = service
         self._id = instance_id
@@ -59,6 +62,7 @@ class Accounts:
             called=self._mesh.called(),
             bound=bound(self.shared),
             published=self._mesh.published,
+            jobs=self._mesh.jobs(),
         )
 
     def stats(self) -> StatsResponse:
@@ -79,8 +83,15 @@ class Accounts:
                 declared.pattern.wire,
                 counted,
                 self._recent,
-                is_event=isinstance(declared, Subscription),
+                is_event=not isinstance(declared, Endpoint),
                 own=self.own.get(declared),
+                consumed=self._consumed(declared),
             )
             for declared, counted in self.statistics.items()
         ]
+
+    def _consumed(self, declared: Declared) -> Consumed | None:
+        if not isinstance(declared, Consumption) or declared not in self.deliveries:
+            return None
+        counted = msgspec.structs.asdict(self.deliveries[declared])
+        return Consumed(stream=declared.source, consumer=declared.name, **counted)

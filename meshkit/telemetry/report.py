@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
 from meshkit.discovery.protocol import UnreadableReplyError
-from meshkit.layers.concurrency import Concurrency
+from meshkit.job import JobReport
 from meshkit.layers.statistics import OK, CallStatistics, Outcomes, Statistics
 from meshkit.telemetry.distribution import Count, Distribution, Seconds
 from meshkit.transport import Message
@@ -37,13 +37,32 @@ class Bound(msgspec.Struct, frozen=True):
     backlog: Count
 
 
+class Consumed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What else is counted of a consumer; the counts are those of `meshkit.durable.worker.Deliveries`.
+
+    Attributes:
+        stream: The stream whose messages are handled.
+        consumer: The consumer's name.
+        pending: How many messages no instance has got yet; all instances of the service say the same.
+        unacknowledged: How many some instance has got and not said what became of; likewise.
+    """
+
+    stream: str
+    consumer: str
+    redelivered: Count = 0
+    returned: Count = 0
+    dead: Count = 0
+    pending: Count = 0
+    unacknowledged: Count = 0
+
+
 class Served(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of the calls of an endpoint, or the events of a subscription.
+    """What became of the calls of an endpoint, the events of a subscription, or the messages of a consumer.
 
     Attributes:
         name: The endpoint's or the subscription's.
         subject: Its subject, with wildcards.
-        is_event: Whether they are events.
+        is_event: Whether they are events or messages.
         requests: How many arrived.
         in_flight: How many are being handled or wait.
         outcomes: How long those that are over took, by outcome, waiting included.
@@ -51,6 +70,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
         received: Bytes of their payloads.
         sent: Bytes of the payloads of the answers.
         bound: The endpoint's own bound on concurrency, if it has one; in `$SRV.STATS` else its service's.
+        consumed: What else is counted of a consumer.
         circuits: In `$SRV.STATS`, the circuit breakers of what the instance calls that are not closed.
     """
 
@@ -64,6 +84,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     received: Count = 0
     sent: Count = 0
     bound: Bound | None = None
+    consumed: Consumed | None = None
     circuits: dict[str, str] = {}
 
 
@@ -108,6 +129,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
         called: What it called.
         bound: The service's bound on concurrency.
         published: How many events it published.
+        jobs: How far the jobs are that it does.
         lag: How late its event loop was, each time that somebody looked.
         is_connected: Whether it has a connection to NATS.
         reconnects: How often the connection was lost and came back.
@@ -122,6 +144,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     called: Annotated[list[Called], _MANY] = []
     bound: Bound | None = None
     published: Count = 0
+    jobs: Annotated[list[JobReport], _MANY] = []
     lag: Distribution = msgspec.field(default_factory=Distribution)
     is_connected: bool = True
     reconnects: Count = 0
@@ -155,7 +178,31 @@ def readable(answers: Iterable[Message], read: Callable[[bytes], T], unreadable:
             unreadable.append(str(error))
 
 
-def bound(concurrency: Concurrency | None) -> Bound | None:
+class Bounded(Protocol):
+    """What handles so many at a time."""
+
+    @property
+    def running(self) -> int:
+        """How many it does."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """How many it may."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        ...
+
+    @property
+    def backlog(self) -> int:
+        """How many may."""
+        ...
+
+
+def bound(concurrency: Bounded | None) -> Bound | None:
     """A bound as it is now."""
     if concurrency is None:
         return None
@@ -199,9 +246,10 @@ def served(
     recent: Recent,
     *,
     is_event: bool = False,
-    own: Concurrency | None = None,
+    own: Bounded | None = None,
+    consumed: Consumed | None = None,
 ) -> Served:
-    """What an endpoint or a subscription reports; the arguments are as in Served."""
+    """What an endpoint, a subscription or a consumer reports; the arguments are as in Served."""
     return Served(
         name=name,
         subject=subject,
@@ -213,11 +261,12 @@ def served(
         received=counted.received,
         sent=counted.sent,
         bound=bound(own),
+        consumed=consumed,
     )
 
 
 def called(
-    targets: Iterable[tuple[str, CallStatistics, str, Concurrency | None]], recent: Recent
+    targets: Iterable[tuple[str, CallStatistics, str, Bounded | None]], recent: Recent
 ) -> list[Called]:
     """What a caller reports, of the targets that are not idle.
 

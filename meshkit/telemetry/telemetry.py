@@ -43,7 +43,7 @@ class Telemetry:
     def reports(self) -> list[Report]:
         """What was done on this connection so far: of each instance, and of the client if it did anything."""
         reports = [report() for report in self.reporters]
-        return [report for report in reports if report.id or report.called or report.published]
+        return [each for each in reports if each.id or each.called or each.published or each.jobs]
 
     def retire(self, reporter: Callable[[], Report]) -> None:
         """An instance, if it has reported, does so no more."""

@@ -53,6 +53,14 @@ class Subscription(Protocol):
         ...
 
 
+class Sender(Protocol):
+    """What takes messages that are ready to be sent: the transport, or what has more to do with them."""
+
+    async def publish(self, subject: str, payload: bytes, head: bytes = b"") -> None:
+        """Send one."""
+        ...
+
+
 class Sink(Protocol):
     """What takes the messages on a reply subject: a future, or what does as one and takes several."""
 

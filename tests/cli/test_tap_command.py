@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from meshkit import NotFound, Service, connect
+from meshkit import Context, NotFound, Redeliver, Service, StreamConfig, connect
 from meshkit.transport.server import EmbeddedServer
 
 
@@ -135,6 +135,37 @@ async def test_events(meshkit, rooms):
     _, out, err = await meshkit("tap", "hotel.>", "--count", "2", "--payloads", "100")
     assert err == f"meshkit: rooms/{rooms.id} shows saved\n"
     assert [row["payload"] for row in rows(out)] == ['{"room":12}'] * 2
+
+
+async def test_messages_of_a_stream(meshkit, on_terminal, mesh):
+    service = Service("billing")
+
+    @service.consume("tapped.booked", stream=StreamConfig("TAPPED", ["tapped.>"], storage="memory"))
+    async def bill(order: int, ctx: Context) -> None:
+        if ctx.delivery.attempt < 3:
+            raise Redeliver("the till is locked", delay="10ms")
+
+    async def book():
+        while True:
+            await mesh.publish("tapped.booked", 17, durable=True)
+            await asyncio.sleep(0.02)
+
+    async with mesh.serve(service) as instance:
+        orders = asyncio.create_task(book())
+        _, out, err = await meshkit(
+            "tap", "tapped.>", "--count", "4", "--json", "--payloads", "9", "--rate", "99"
+        )
+        shown = await on_terminal("tap", "tapped.>", "--count", "9", "--rate", "99", "--errors")
+        orders.cancel()
+        await asyncio.wait([orders])
+    assert err == f"meshkit: billing/{instance.id} shows billing-bill\n"
+    records = [json.loads(line) for line in out.splitlines()]
+    assert {(one["endpoint"], one["payload"], one["is_event"]) for one in records} == {
+        ("billing-bill", "17", True)
+    }
+    outcomes = {one.get("delivery", 1): one["outcome"] for one in records}
+    assert outcomes.items() <= {1: "Redeliver", 2: "Redeliver", 3: "ok"}.items()
+    assert re.search(r"Redeliver +[\d.]+ ms  tapped\.booked \(delivery 2\)  → billing/", shown)
 
 
 async def test_on_a_terminal(on_terminal, rooms):

@@ -17,8 +17,9 @@ import nats.micro
 import pyte
 import pytest
 
-from meshkit import Context, InternalError, NotFound, Service, Unavailable, connect
+from meshkit import Context, InternalError, Mesh, NotFound, Service, StreamConfig, Unavailable, connect
 from meshkit.cli.top_pages import Row, ordered
+from meshkit.durable.jetstream import JetStream
 from meshkit.telemetry.live.rates import Rates
 from meshkit.transport.server import EmbeddedServer
 
@@ -226,6 +227,90 @@ async def test_services_with_rates_that_go_on(top, hotel):
     await shown.until(lambda: len(shown.written) > before + 100)
 
 
+@pytest.fixture
+async def pipeline(mesh):
+    """Two instances of a service that is behind with one consumer, and cannot handle what another gets."""
+    streams = [
+        StreamConfig(name, [f"{name.lower()}.>"], storage="memory") for name in ("TOPSLOW", "TOPWRONG")
+    ]
+    await mesh.declare(*streams)
+    billing, gate = Service("billing"), asyncio.Event()
+
+    @billing.consume("topslow.booked", stream=streams[0], concurrency=1)
+    async def bill() -> None:
+        await gate.wait()
+
+    @billing.consume("topwrong.booked", stream=streams[1], max_deliver=2, retry_delay="10ms")
+    async def book(ctx: Context) -> None:
+        raise Unavailable("out of order")
+
+    @billing.lifespan
+    async def work(mesh: Mesh):
+        mesh.job("cities", total=3000, done=990, failed=10)
+        mesh.job("over", total=3000, done=3000)
+        yield
+
+    async def order():
+        while True:
+            await mesh.publish("topwrong.booked", durable=True)
+            await asyncio.sleep(0.02)
+
+    for _ in range(1500):
+        await mesh.publish("topslow.booked")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(mesh.serve(billing))
+        running = asyncio.create_task(order())
+        yield
+        running.cancel()
+        await asyncio.wait([running])
+        gate.set()
+    for stream in streams:
+        await JetStream(mesh.transport).ask(f"STREAM.DELETE.{stream.name}", dict)
+
+
+async def test_consumers_with_their_lag_and_dead_letters(top, pipeline):
+    shown = await top(80, 30)
+    await shown.shows("billing (events)")
+    # Two instances have done a third each.
+    await shown.until(lambda: any(re.match("cities +[━╸╺]+ +66% ", line) for line in shown.lines))
+    await shown.until(lambda: shown.column("lag").get("billing (events)", "").startswith("1,49"))
+    assert not any("over" in line for line in shown.lines)
+    await shown.press(ENTER)
+    slow, wrong = "topslow.booked (billing-bill)", "topwrong.booked (billing-book)"
+    await shown.shows("meshkit top  billing", "consumers ▲")
+    await shown.until(lambda: shown.column("again/s").get(wrong, "") > "1")
+    # Of all instances together, each of which says the same of the lag.
+    assert shown.column("lag")[slow].startswith("1,49")
+    await shown.until(lambda: int(shown.column("dead")[wrong]) > 1)
+    await shown.press(b"l")
+    await shown.shows("lag▼")
+    await shown.until(lambda: list(shown.column("lag▼")) == [slow, wrong])
+    await shown.press(b"n", UP, DOWN, ENTER)
+    await shown.shows(f"meshkit top  billing / {wrong}", "stream ▲", "TOPWRONG", "outcomes ▲", "Unavailable")
+
+
+async def test_consumers_and_jobs_for_scripts(meshkit, on_terminal, pipeline):
+    _, out, _ = await meshkit("top", "--interval", "0.5")
+    heading, *lines = [line.split("\t") for line in out.splitlines()]
+    slow, wrong = [dict(zip(heading, line, strict=True)) for line in lines]
+    assert [(one["kind"], one["consumer"]) for one in (slow, wrong)] == [
+        ("messages", "billing-bill"),
+        ("messages", "billing-book"),
+    ]
+    assert 1490 < int(slow["lag"]) < 1500
+    assert float(wrong["redelivered"]) > 1
+    _, out, _ = await meshkit("top", "--interval", "0.5", "--json")
+    [billing] = json.loads(out)
+    slow_too, wrong_too = billing["endpoints"]
+    assert slow_too["stream"] == "TOPSLOW"
+    assert 1490 < slow_too["lag"] < 1500
+    assert wrong_too["dead"] > int(wrong["dead letters"])
+    assert [job["done"] for job in billing["jobs"]] == [990, 3000] * 2
+    shown = await on_terminal("top", "--interval", "0.5", "--once")
+    assert re.search("billing .consumers.  +rate/s +lag +dead", shown)
+
+
 async def test_keys_sort(top, hotel):
     shown = await top(120)
     await shown.until(lambda: is_known(shown))
@@ -423,10 +508,10 @@ async def test_the_terminal_is_as_it_was(top, mesh, end, code):
 
 async def test_a_mistake_of_ours_leaves_the_terminal_as_it_was(top, mesh, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import meshkit.telemetry.live.rates as rates\n"
+        "import meshkit.telemetry.live.changes as changes\n"
         "async def read(transport):\n"
         "    raise ZeroDivisionError('by us')\n"
-        "rates.read = read\n"
+        "changes.read = read\n"
     )
     shown = Terminal(80, 24)
     try:

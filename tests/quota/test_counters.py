@@ -15,7 +15,8 @@ from meshkit.errors import Forbidden, MeshError, RateLimited, Unavailable
 from meshkit.knobs import RateLimit
 from meshkit.message import Request
 from meshkit.quota import counters, quota
-from meshkit.quota.counters import CounterStorage, token
+from meshkit.quota.counters import CounterStorage
+from meshkit.subject import token
 from meshkit.transport.server import EmbeddedServer
 
 

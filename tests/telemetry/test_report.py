@@ -3,7 +3,7 @@ from support import values
 
 from meshkit import CallPolicy, MeshError, Service, ServiceError
 from meshkit.telemetry import lag
-from meshkit.telemetry.metrics.catalogue import families
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.metrics.page import page
 
 COUNT = "rpc_client_call_duration_seconds_count"

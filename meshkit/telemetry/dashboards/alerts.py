@@ -8,7 +8,16 @@ Site Reliability Workbook, table 5-8: https://sre.google/workbook/alerting-on-sl
 from typing import Literal, NamedTuple
 
 from meshkit.errors import ConfigError
-from meshkit.telemetry.dashboards.promql import FAULT, increase, quantile, rate, slower_rate, some_rate
+from meshkit.telemetry.dashboards.promql import (
+    FAULT,
+    alike,
+    increase,
+    picked,
+    quantile,
+    rate,
+    slower_rate,
+    some_rate,
+)
 from meshkit.telemetry.distribution import BOUNDS
 from meshkit.telemetry.metrics import catalogue as of
 from meshkit.telemetry.metrics import monitoring as nats
@@ -31,6 +40,10 @@ _DURATION = "{{ $value | humanizeDuration }}"
 
 _BY_INSTANCE = "service_name, service_instance_id"
 _BY_CALL = "service_name, rpc_method"
+_BY_CONSUMER = "service_name, messaging_consumer_group_name"
+_CONSUMER = "{{ $labels.messaging_consumer_group_name }}"
+# Of a consumer's replicas, the one that knows.
+_LEADER = 'is_consumer_leader="true"'
 
 
 class Alert(NamedTuple):
@@ -156,7 +169,7 @@ def alerts(kept: list[Objective]) -> list[Alert]:
         for objective in kept
         for severity, pairs in _BURN_RATES.items()
     ]
-    return [*burns, *_missing(), *_calls(), *_processes(), *_servers()]
+    return [*burns, *_missing(), *_calls(), *_consumers(), *_processes(), *_servers()]
 
 
 def _burns(objective: Objective, long: str, short: str, speed: float) -> str:
@@ -227,6 +240,45 @@ def _calls() -> list[Alert]:
             f"{_SHARE} of the calls to {_TARGET} ran into their deadline: it has become slower, or is given "
             "too little time.",
             "5m",
+        ),
+    ]
+
+
+def _consumers() -> list[Alert]:
+    well = rate(of.EVENT_DURATION, "10m", _OK, by=_BY_CONSUMER)
+    asked, sent = (
+        f"max by (stream_name, consumer_name) (max_over_time({picked(metric, _LEADER)}[10m]))"
+        for metric in (nats.CONSUMER_WAITING, nats.CONSUMER_UNACKED)
+    )
+    waiting = f"min_over_time({picked(nats.CONSUMER_PENDING, _LEADER)}[10m])"
+    return [
+        Alert(
+            "MeshDeadLetters",
+            f"{increase(of.CONSUMER_DEAD, '5m', by=_BY_CONSUMER)} > 0",
+            "ticket",
+            f"{_SERVICE} gives up messages",
+            f"{_NUMBER} messages of the consumer {_CONSUMER} became dead letters in five minutes: they were "
+            "rejected, or failed too often. `meshkit dead ls` shows which and why, and `meshkit dead replay` "
+            "has them handled again once that is mended.",
+        ),
+        Alert(
+            "MeshConsumerStuck",
+            f"{alike(of.CONSUMER_PENDING, by=_BY_CONSUMER)} > 0 and {well} == 0",
+            "ticket",
+            f"{_SERVICE} does not get on with {_CONSUMER}",
+            f"{_NUMBER} messages wait for the consumer {_CONSUMER}, and for ten minutes not one has been "
+            "handled: all fail, or the handlers hang. The service's dashboard shows which.",
+            "10m",
+        ),
+        Alert(
+            "NatsConsumerAbandoned",
+            f"max by (stream_name, consumer_name) ({waiting}) > 0 and {asked} == 0 and {sent} == 0",
+            "ticket",
+            "Nobody takes the messages of {{ $labels.consumer_name }}",
+            f"{_NUMBER} messages of the stream {{{{ $labels.stream_name }}}} wait for the consumer "
+            "{{ $labels.consumer_name }}, and for ten minutes nobody has asked for them: no instance of its "
+            "service runs, or what it once belonged to is gone and left it behind.",
+            "1m",
         ),
     ]
 

@@ -28,6 +28,11 @@ def now(metric: Metric, *where: str, by: str) -> str:
     return f"sum by ({by}) ({picked(metric, *where)})"
 
 
+def alike(metric: Metric, *where: str, by: str) -> str:
+    """The value of a gauge of which all instances report the same."""
+    return f"max by ({by}) ({picked(metric, *where)})"
+
+
 def rate(metric: Metric, window: str, *where: str, by: str = "") -> str:
     """How many a second."""
     return f"sum by ({by}) (rate({picked(metric, *where)}[{window}]))"

@@ -6,7 +6,8 @@ import msgspec
 
 from meshkit.layers.statistics import OTHER
 from meshkit.subject import Pattern
-from meshkit.telemetry.live.rates import Change, InstanceChange, grouped, rates, worst
+from meshkit.telemetry.live.changes import Change, InstanceChange
+from meshkit.telemetry.live.rates import grouped, rates, worst
 
 CLIENTS = "(clients)"
 """Callers that are no services."""

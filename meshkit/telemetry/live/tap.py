@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 
+from meshkit.durable.declaration import Consumption
+from meshkit.durable.delivery import attempt
 from meshkit.errors import DeclarationError, MeshError, Unavailable, kind, shortened
 from meshkit.headers import find, parse
 from meshkit.layers.statistics import OK
 from meshkit.message import CALLER, Handler, Request, Response
-from meshkit.service import Endpoint, Subscription
+from meshkit.service import Declared, Endpoint
 from meshkit.subject import Pattern, problem
 from meshkit.telemetry.distribution import Count
 from meshkit.telemetry.logs import trace_of
@@ -88,17 +90,18 @@ class Tapped(msgspec.Struct, frozen=True, omit_defaults=True, tag="tapped"):
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="call"):
-    """A call or an event that is over.
+    """A call, an event or the delivery of a message that is over.
 
     Attributes:
         time: When it arrived, in seconds since 1970.
         service: The service that handled it.
         instance: The id of its instance.
-        endpoint: The name of the endpoint or the subscription.
+        endpoint: The name of the endpoint, the subscription or the consumer.
         subject: What was called or published.
         outcome: `ok`, or the kind of the error.
         seconds: How long it took, waiting included.
-        is_event: Whether it is an event.
+        is_event: Whether it is an event or a delivery.
+        delivery: Which delivery of its message it is, from 1.
         caller: `service/instance` that called, if it says so.
         error: The error's text.
         queued: Seconds of them that it waited for a slot.
@@ -121,6 +124,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="call"):
     outcome: str
     seconds: _Duration
     is_event: bool = False
+    delivery: Count = 1
     caller: str = ""
     error: str = ""
     queued: _Duration = 0.0
@@ -208,22 +212,23 @@ class _Tap:
 
 
 class Tappable:
-    """The calls of an endpoint, or the events of a subscription, that can be watched.
+    """The calls of an endpoint, or the messages of a subscription or a consumer, that can be watched.
 
     Args:
-        declared: The endpoint or the subscription.
+        declared: The endpoint, the subscription or the consumer.
         stack: Handles them.
 
     Attributes:
         stack: What is to handle them now: through a layer of ours, while somebody watches.
     """
 
-    __slots__ = ("is_event", "name", "pattern", "stack", "untapped")
+    __slots__ = ("is_durable", "is_event", "name", "pattern", "stack", "untapped")
 
-    def __init__(self, declared: Endpoint[..., Any, Any] | Subscription, stack: Handler) -> None:
+    def __init__(self, declared: Declared, stack: Handler) -> None:
         self.name = declared.name
         self.pattern = declared.pattern
-        self.is_event = isinstance(declared, Subscription)
+        self.is_event = not isinstance(declared, Endpoint)
+        self.is_durable = isinstance(declared, Consumption)
         self.stack = self.untapped = stack
 
 
@@ -247,7 +252,7 @@ class Taps:
         self._rate = _Rate(MOST_RATE, self._loop.time())
         self._tappable: list[Tappable] = []
 
-    def add(self, declared: Endpoint[..., Any, Any] | Subscription, stack: Handler) -> Tappable:
+    def add(self, declared: Declared, stack: Handler) -> Tappable:
         """There are calls that can be watched; the arguments are those of Tappable."""
         tappable = Tappable(declared, stack)
         self._tappable.append(tappable)
@@ -332,6 +337,7 @@ class Taps:
                     "endpoint": tapped.name,
                     "seconds": perf_counter() - started,
                     "is_event": tapped.is_event,
+                    "delivery": attempt(request.reply) if tapped.is_durable else 1,
                 }
                 self._record(request, outcome, known)
                 del outcome  # an error in it and this frame would keep each other alive

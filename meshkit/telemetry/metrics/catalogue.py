@@ -6,12 +6,9 @@ https://opentelemetry.io/docs/specs/semconv/rpc/rpc-metrics/ and
 https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from meshkit.layers.statistics import OK, Outcomes
-from meshkit.telemetry.distribution import Distribution, total
-from meshkit.telemetry.report import Bound, Called, Report, Served
+from meshkit.telemetry.distribution import Distribution
 
 Labels = dict[str, str]
 Kind = Literal["counter", "gauge", "histogram"]
@@ -59,7 +56,11 @@ class Family(NamedTuple):
 
 _RPC = ("rpc.system.name", "rpc.method", "error.type")
 _SERVER = ("rpc.method",)
-_EVENT = ("messaging.system", "messaging.destination.template", "error.type")
+_EVENT = ("messaging.destination.template", "messaging.consumer.group.name")
+# The convention has a destination for a message's subject, and no name for what keeps messages.
+_CONSUMER = ("messaging.consumer.group.name", "meshkit.stream")
+_ALIKE = "; all instances of a service say the same, so take the maximum, not the sum"
+_JOB = ("meshkit.job.name",)
 
 SERVER_DURATION = Metric(
     "rpc.server.call.duration",
@@ -118,28 +119,69 @@ EVENT_DURATION = Metric(
     "messaging.process.duration",
     "histogram",
     "s",
-    "How long events took that a subscription handled, waiting for their turn included",
-    _EVENT,
+    "How long events of a subscription took, waiting for their turn included, and deliveries of a consumer",
+    ("messaging.system", *_EVENT, "error.type"),
 )
 EVENT_IN_FLIGHT = Metric(
     "meshkit.events.in_flight",
     "gauge",
     "{message}",
-    "Events that are being handled or wait",
-    ("messaging.destination.template",),
+    "Events that are being handled or wait, and deliveries that are being handled",
+    _EVENT,
 )
 EVENT_RECEIVED = Metric(
     "meshkit.events.received",
     "counter",
     "By",
-    "Bytes of the payloads of events that arrived",
-    ("messaging.destination.template",),
+    "Bytes of the payloads of events and deliveries that arrived",
+    _EVENT,
+)
+CONSUMER_REDELIVERED = Metric(
+    "meshkit.consumer.redelivered",
+    "counter",
+    "{message}",
+    "Deliveries that were not the first of their message",
+    _CONSUMER,
+)
+CONSUMER_RETURNED = Metric(
+    "meshkit.consumer.returned",
+    "counter",
+    "{message}",
+    "Messages that were given back, to be delivered again later",
+    _CONSUMER,
+)
+CONSUMER_DEAD = Metric(
+    "meshkit.consumer.dead_letters", "counter", "{message}", "Messages that became dead letters", _CONSUMER
+)
+CONSUMER_PENDING = Metric(
+    "meshkit.consumer.pending",
+    "gauge",
+    "{message}",
+    f"Messages that no instance has got yet, the consumer's lag{_ALIKE}",
+    _CONSUMER,
+)
+CONSUMER_UNACKED = Metric(
+    "meshkit.consumer.unacknowledged",
+    "gauge",
+    "{message}",
+    f"Messages that some instance has got and said nothing of, or that wait to be delivered again{_ALIKE}",
+    _CONSUMER,
+)
+CONSUMER_LIMIT = Metric(
+    "meshkit.consumer.concurrency.limit",
+    "gauge",
+    "{message}",
+    "How many messages an instance may handle at a time",
+    _CONSUMER,
+)
+CONSUMER_RUNNING = Metric(
+    "meshkit.consumer.concurrency.running", "gauge", "{message}", "How many of them it does", _CONSUMER
 )
 PUBLISHED = Metric(
     "messaging.client.sent.messages",
     "counter",
     "{message}",
-    "Events that were published",
+    "Events and messages that were published",
     ("messaging.system",),
 )
 CLIENT_DURATION = Metric(
@@ -265,6 +307,23 @@ DROPPED = Metric(
     "{message}",
     "Messages that were dropped, as they came faster than they could be taken in (slow consumer)",
 )
+JOB_PARTS = Metric(
+    "meshkit.job.parts",
+    "gauge",
+    "{part}",
+    "Of how many parts the job consists; of instances that share one take the maximum",
+    _JOB,
+)
+JOB_SENT = Metric("meshkit.job.sent", "gauge", "{part}", "How many of them have been handed out", _JOB)
+JOB_DONE = Metric("meshkit.job.done", "gauge", "{part}", "How many are done", _JOB)
+JOB_FAILED = Metric("meshkit.job.failed", "gauge", "{part}", "How many never will be", _JOB)
+JOB_LEFT = Metric(
+    "meshkit.job.time_left",
+    "gauge",
+    "s",
+    "How long the job still takes at the rate so far; missing as long as nothing is done",
+    _JOB,
+)
 STARTED = Metric(
     "meshkit.instance.start_time",
     "gauge",
@@ -274,113 +333,3 @@ STARTED = Metric(
 )
 
 CATALOGUE = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))
-
-_CIRCUITS = {"closed": 0, "half-open": 1, "open": 2}
-_NATS = {"rpc.system.name": "nats"}
-_MESSAGING = {"messaging.system": "nats"}
-
-_Samples = Iterator[tuple[Metric, Labels, float | Distribution]]
-_Key = tuple[tuple[str, str], ...]
-
-
-def families(reports: Iterable[Report]) -> list[Family]:
-    """The values of all metrics, in the order of the catalogue; metrics without any are left out.
-
-    Args:
-        reports: What instances and clients report.
-    """
-    samples: dict[Metric, dict[_Key, float | Distribution]] = {metric: {} for metric in CATALOGUE}
-    for report in reports:
-        whose = {"service.name": report.name}
-        if report.id:
-            whose["service.instance.id"] = report.id
-        for metric, labels, value in _report(report):
-            if "" in labels.values():  # as good as no label: to Prometheus it is another series once more
-                continue
-            series, key = samples[metric], tuple((whose | labels).items())
-            # Two subscriptions of a service, or endpoints in two queue groups, may have the same subject.
-            series[key] = _added(series[key], value) if key in series else value
-    return [
-        Family(metric, [(dict(key), value) for key, value in series.items()])
-        for metric, series in samples.items()
-        if series
-    ]
-
-
-def _added(one: float | Distribution, other: float | Distribution) -> float | Distribution:
-    if isinstance(one, Distribution) and isinstance(other, Distribution):
-        return total([one, other])
-    assert not isinstance(one, Distribution)
-    assert not isinstance(other, Distribution)
-    return one + other
-
-
-def _report(report: Report) -> _Samples:
-    if report.id:
-        yield STARTED, {"service.version": report.version}, report.started
-    yield CONNECTED, {}, int(report.is_connected)
-    yield RECONNECTS, {}, report.reconnects
-    yield DROPPED, {}, report.dropped
-    yield LOOP_LAG, {}, report.lag
-    yield PUBLISHED, _MESSAGING, report.published
-    yield from _bound(report.bound, "")
-    for served in report.served:
-        yield from _event(served) if served.is_event else _served(served)
-    for called in report.called:
-        yield from _called(called)
-
-
-def _served(served: Served) -> _Samples:
-    method = {"rpc.method": served.subject}
-    yield from _durations(SERVER_DURATION, _NATS | method, served.outcomes)
-    yield SERVER_QUEUE, method, served.queued
-    yield SERVER_IN_FLIGHT, method, served.in_flight
-    yield SERVER_RECEIVED, method, served.received
-    yield SERVER_SENT, method, served.sent
-    yield from _bound(served.bound, served.subject)
-
-
-def _event(served: Served) -> _Samples:
-    subject = {"messaging.destination.template": served.subject}
-    yield from _durations(EVENT_DURATION, _MESSAGING | subject, served.outcomes)
-    yield EVENT_IN_FLIGHT, subject, served.in_flight
-    yield EVENT_RECEIVED, subject, served.received
-
-
-def _called(called: Called) -> _Samples:
-    method = {"rpc.method": called.target}
-    yield from _durations(CLIENT_DURATION, _NATS | method, called.outcomes)
-    for outcome, count in called.attempts.items():
-        yield CLIENT_ATTEMPTS, method | _error(outcome), count
-    for reason, count in called.refusals.items():
-        yield CLIENT_REFUSALS, method | _error(reason), count
-    yield CLIENT_QUEUE, method, called.queued
-    yield CLIENT_IN_FLIGHT, method, called.in_flight
-    yield CLIENT_SENT, method, called.sent
-    yield CLIENT_RECEIVED, method, called.received
-    yield CLIENT_RETRIES, method, called.retries
-    yield CLIENT_BUDGET, method, called.budget_spent
-    yield CLIENT_HEDGES, method, called.hedges
-    yield CLIENT_HEDGES_WON, method, called.hedges_won
-    yield CLIENT_CIRCUIT, method, _CIRCUITS[called.circuit]
-    yield CLIENT_OPENED, method, called.circuit_opened
-    yield CLIENT_FALLBACKS, method, called.fallbacks
-    if called.bound is not None:
-        yield CLIENT_LIMIT, method, called.bound.limit
-
-
-def _bound(bound: Bound | None, subject: str) -> _Samples:
-    if bound is not None:
-        method = {"rpc.method": subject} if subject else {}
-        yield SERVER_LIMIT, method, bound.limit
-        yield SERVER_RUNNING, method, bound.running
-        yield SERVER_WAITING, method, bound.waiting
-
-
-def _durations(metric: Metric, labels: Labels, outcomes: Outcomes) -> _Samples:
-    for outcome, taken in outcomes.items():
-        yield metric, labels | _error(outcome), taken
-
-
-def _error(outcome: str) -> Labels:
-    return {} if outcome == OK else {"error.type": outcome}

@@ -11,7 +11,8 @@ import msgspec
 
 from meshkit.discovery.protocol import StatsResponse, UnreadableReplyError, control_subject, decode
 from meshkit.errors import Disconnected, MeshError
-from meshkit.telemetry.metrics.catalogue import Family, Labels, Metric, families
+from meshkit.telemetry.metrics.catalogue import Family, Labels, Metric
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.metrics.monitoring import Monitoring
 from meshkit.telemetry.metrics.page import page
 from meshkit.telemetry.report import STATS, Report, readable

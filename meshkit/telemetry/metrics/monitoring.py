@@ -135,7 +135,7 @@ _CONSUMER = {
 STREAM_MESSAGES, STREAM_BYTES = _STREAM["state.messages"], _STREAM["state.bytes"]
 STREAM_LAST = _STREAM["state.last_seq"]
 CONSUMER_PENDING, CONSUMER_UNACKED = _CONSUMER["num_pending"], _CONSUMER["num_ack_pending"]
-CONSUMER_REDELIVERED = _CONSUMER["num_redelivered"]
+CONSUMER_REDELIVERED, CONSUMER_WAITING = _CONSUMER["num_redelivered"], _CONSUMER["num_waiting"]
 
 # Without the less usual numbers of /varz, all of which are shown.
 SERVER_CATALOGUE = tuple(

@@ -21,7 +21,8 @@ from meshkit.discovery.protocol import new_instance_id
 from meshkit.errors import ConfigError
 from meshkit.telemetry.distribution import BOUNDS, Distribution
 from meshkit.telemetry.environment import PATIENCE, Exporter, resource, wants
-from meshkit.telemetry.metrics.catalogue import Family, Labels, families
+from meshkit.telemetry.metrics.catalogue import Family, Labels
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.quiet import quieten, reason
 from meshkit.telemetry.report import Report
 from meshkit.telemetry.telemetry import Telemetry

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from meshkit.instance import Instance
-from meshkit.telemetry.metrics.catalogue import families
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.metrics.listener import JSON, Answer, Pages
 from meshkit.telemetry.metrics.page import CONTENT_TYPE, page
 from meshkit.telemetry.telemetry import Telemetry

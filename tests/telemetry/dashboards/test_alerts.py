@@ -97,12 +97,45 @@ def one(metric, values, subject=ROOMS):
     return [UP, (f"{metric.prometheus}{{{subject}}}", values)]
 
 
+BILL = 'service_name="rooms", messaging_consumer_group_name="rooms-bill"'
+
+
+def stuck(lag, well):
+    """Messages that wait for a consumer of two instances, and how many are handled well in a minute."""
+    handled = f"{of.EVENT_DURATION.prometheus}_count"
+    pending = of.CONSUMER_PENDING.prometheus
+    return [
+        UP,
+        (f'{pending}{{{BILL}, service_instance_id="1"}}', lag),
+        (f'{pending}{{{BILL}, service_instance_id="2"}}', lag),
+        (f'{handled}{{{BILL}, service_instance_id="1"}}', f"0+{well}x600"),
+        (f'{handled}{{{BILL}, service_instance_id="2"}}', "0x600"),
+        (f'{handled}{{{BILL}, service_instance_id="1", error_type="InternalError"}}', "0+60x600"),
+    ]
+
+
+def consumer(pending, waiting, unacknowledged):
+    """What a NATS server says of a consumer; of its replica elsewhere it knows what is long over."""
+    which = 'stream_name="ORDERS", consumer_name="rooms-bill", is_consumer_leader'
+    return [
+        UP,
+        (f'{nats.CONSUMER_PENDING.prometheus}{{{which}="true"}}', pending),
+        (f'{nats.CONSUMER_WAITING.prometheus}{{{which}="true"}}', waiting),
+        (f'{nats.CONSUMER_UNACKED.prometheus}{{{which}="true"}}', unacknowledged),
+        (f'{nats.CONSUMER_PENDING.prometheus}{{{which}="false"}}', "9x600"),
+        (f'{nats.CONSUMER_WAITING.prometheus}{{{which}="false"}}', "1x600"),
+        (f'{nats.CONSUMER_UNACKED.prometheus}{{{which}="false"}}', "1x600"),
+    ]
+
+
 INSTANCE = 'service_name="rooms", service_instance_id="1"'
 SERVER = 'server_id="http://127.0.0.1:8222"'
 BY_SERVICE, BY_TARGET = {"service_name": "rooms"}, {"rpc_method": "rooms.book"}
 BY_CALL = BY_SERVICE | BY_TARGET
 BY_INSTANCE = {"service_name": "rooms", "service_instance_id": "1"}
 BY_SERVER = {"server_id": "http://127.0.0.1:8222"}
+BY_CONSUMER = BY_SERVICE | {"messaging_consumer_group_name": "rooms-bill"}
+BY_STREAM = {"stream_name": "ORDERS", "consumer_name": "rooms-bill"}
 SICK = [
     # 2 % of a budget of 0.1 % is spent twenty times as fast as it may: within the hour, and still now.
     ("MeshServiceErrors", WORST, BY_SERVICE, 90, served(ok=980, InternalError=20)),
@@ -129,6 +162,9 @@ SICK = [
     # Every other time somebody looks, the breaker lets a call through to try.
     ("MeshCircuitOpen", ("ticket",), BY_CALL, 10, one(of.CLIENT_CIRCUIT, "0 2 1 2 1 2 1 2 1 2 1 2")),
     ("MeshRetryBudgetSpent", ("ticket",), BY_CALL, 10, one(of.CLIENT_BUDGET, "0x5 3x10")),
+    ("MeshDeadLetters", ("ticket",), BY_CONSUMER, 10, one(of.CONSUMER_DEAD, "0x8 1x10", BILL)),
+    ("MeshConsumerStuck", ("ticket",), BY_CONSUMER, 30, stuck("7x600", 0)),
+    ("NatsConsumerAbandoned", ("ticket",), BY_STREAM, 30, consumer("0x5 3x600", "1x5 0x600", "0x600")),
     ("MeshSlowConsumer", ("ticket",), BY_INSTANCE, 10, one(of.DROPPED, "0x8 100x10", INSTANCE)),
     ("MeshDisconnected", ("ticket",), BY_INSTANCE, 10, one(of.CONNECTED, "1x5 0x10", INSTANCE)),
     ("MeshLoopLag", ("ticket",), BY_INSTANCE, 20, lag(5)),
@@ -186,6 +222,11 @@ def test_every_alert_has_been_seen_to_fire():
         one(of.CLIENT_BUDGET, "7x600"),
         one(of.DROPPED, "7x600", INSTANCE),
         one(nats.SLOW_CONSUMERS, "7x600", SERVER),
+        # Behind, but it gets on, whether with many messages or for hours with two; once it gave one up.
+        [*stuck("0+100x600", 1), *consumer("9x600", "0x600", "2x600")[1:]],
+        [*one(of.CONSUMER_DEAD, "7x600", BILL), *consumer("9x600", "0 0 0 1" + " 0 0 1" * 200, "0x600")[1:]],
+        # Nothing is there to handle.
+        [*stuck("0x600", 0), *consumer("0x600", "0x600", "0x600")[1:]],
         # For a moment.
         one(of.CLIENT_CIRCUIT, "0x399 2 0x600"),
         one(of.CONNECTED, "1x399 0 1x600", INSTANCE),
@@ -197,7 +238,7 @@ def test_every_alert_has_been_seen_to_fire():
         [UP, (f'{of.STARTED.prometheus}{{service_name="billing", service_instance_id="2"}}', "1x330 stale")],
         one(nats.UP, "1x600", SERVER),
     ],
-    ids=range(18),
+    ids=range(21),
 )
 def test_nothing_fires_on_what_is_well(tmp_path, series):
     assert fires(tmp_path, series, 400) == {}

@@ -20,7 +20,33 @@ from meshkit.telemetry.metrics.catalogue import CATALOGUE, CLIENT_QUEUE, SERVER_
 from meshkit.telemetry.metrics.monitoring import SERVER_CATALOGUE
 
 HOTEL = Path(__file__).parents[3] / "examples" / "hotel"
-WORKERS = 8
+WORKERS = 9
+# A service beside the hotel's: it cannot handle every message, and has a job.
+LAUNDRY = """
+import asyncio
+from meshkit import Mesh, Redeliver, Reject, Service, StreamConfig
+
+service = Service("laundry")
+
+@service.consume("laundry.sheet", stream=StreamConfig("LAUNDRY", ["laundry.>"]), max_deliver=2)
+async def wash(sheet: int) -> None:
+    if not sheet % 3:
+        raise Redeliver(delay="10ms") if sheet % 2 else Reject("torn")
+
+@service.lifespan
+async def work(mesh: Mesh):
+    async def bring():
+        job = mesh.job("sheets", total=1_000_000)
+        while True:
+            await mesh.publish("laundry.sheet", job.sent, durable=True)
+            job.sent += 1
+            job.done += 1
+            await asyncio.sleep(0.05)
+
+    bringing = asyncio.create_task(bring())
+    yield
+    bringing.cancel()
+"""
 ALL = {metric.prometheus: metric for metric in (*CATALOGUE, *SERVER_CATALOGUE)}
 COMMON = {"service_name", "service_instance_id", "job", "le"}
 DASHBOARDS = dashboards()
@@ -144,6 +170,9 @@ async def running(*command, until, **options):
 async def observed(tmp_path):
     """A Prometheus that sees a hurried hotel both ways: as job `mesh`, and as jobs `process-…`."""
     shutil.copytree(HOTEL, tmp_path / "hotel", ignore=shutil.ignore_patterns("*.sqlite*", "__pycache__"))
+    (tmp_path / "hotel" / "laundry.py").write_text(LAUNDRY)
+    with (tmp_path / "hotel" / "meshkit.toml").open("a") as config:
+        config.write("[services.laundry]\n")
     env = {
         **{name: value for name, value in os.environ.items() if name != "NATS_URL"},
         "HOTEL_ARRIVALS_PER_SECOND": "10",

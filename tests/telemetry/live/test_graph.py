@@ -8,8 +8,8 @@ import pytest
 
 from meshkit import Context, InternalError, MeshError, Service
 from meshkit.telemetry.distribution import Distribution
+from meshkit.telemetry.live.changes import Change, InstanceChange, changes, read
 from meshkit.telemetry.live.graph import Edge, edges
-from meshkit.telemetry.live.rates import Change, InstanceChange, changes, read
 
 
 def served(service, subject, requests, *, instance="1", name="", **more):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import msgspec
 import nats
 import nats.micro
 import pytest
@@ -11,8 +12,9 @@ from support import gated, until
 from meshkit import NotFound, Service, connect
 from meshkit.discovery.protocol import EndpointStats, StatsResponse
 from meshkit.telemetry.distribution import Distribution
-from meshkit.telemetry.live.rates import Reading, changes, rates, read
-from meshkit.telemetry.report import Called, Report, Served
+from meshkit.telemetry.live.changes import Reading, changes, read
+from meshkit.telemetry.live.rates import rates
+from meshkit.telemetry.report import Called, Consumed, Report, Served
 from meshkit.transport.server import EmbeddedServer
 
 
@@ -187,6 +189,47 @@ def test_subjects_that_are_none_are_left_out():
     odd = Report("odd", "A1", served=[Served("a", "a..b"), Served("b", "$SRV.x"), Served("c", "c")])
     (one,) = changes(None, reading(1.0, odd))
     assert [change.subject for change in one.served] == ["c"]
+
+
+def test_of_a_consumer_all_instances_say_the_same_of_the_lag():
+    def billing(instance, finished, **consumed):
+        return Report(
+            "billing",
+            instance,
+            started=1.0,
+            served=[
+                Served(
+                    "billing-bill",
+                    "orders.created",
+                    is_event=True,
+                    requests=finished,
+                    outcomes={"ok": taken(*[1.0] * finished)},
+                    consumed=Consumed("ORDERS", "billing-bill", **consumed),
+                )
+            ],
+        )
+
+    before = reading(1.0, billing("A1", 5, redelivered=3, dead=1), billing("A2", 0, redelivered=7))
+    now = reading(
+        3.0,
+        billing("A1", 9, redelivered=4, dead=2, pending=40, unacknowledged=8),
+        billing("A2", 6, redelivered=10, dead=1, pending=42, unacknowledged=9),
+    )
+    changed = [change for one in changes(before, now) for change in one.served]
+    seen = rates(changed)
+    assert (seen.rate, seen.lag, seen.unacknowledged, seen.redelivered, seen.dead) == (5.0, 42, 9, 2.0, 3)
+    of_two = rates(
+        [*changed, msgspec.structs.replace(changed[0], consumer=other(changed[0], "billing-ship"))]
+    )
+    assert of_two.lag == 82
+    # Of one reading nothing is known of what happened meanwhile, and of endpoints nothing at all.
+    first = rates(change for one in changes(None, now) for change in one.served)
+    assert (first.lag, first.redelivered, first.dead) == (42, None, 3)
+    assert rates([only(changes(None, reading(1.0, rooms(7, {}))))]).lag is None
+
+
+def other(change, name):
+    return msgspec.structs.replace(change.consumer, name=name)
 
 
 async def test_a_mesh(mesh):

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from meshkit.job import JobReport
 from meshkit.layers.statistics import CallStatistics, Statistics
 from meshkit.telemetry.distribution import Distribution
-from meshkit.telemetry.metrics.catalogue import CATALOGUE, families
+from meshkit.telemetry.metrics.catalogue import CATALOGUE
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.metrics.gather import GATHER_CATALOGUE
 from meshkit.telemetry.metrics.monitoring import SERVER_CATALOGUE
 from meshkit.telemetry.metrics.page import page
-from meshkit.telemetry.report import Bound, Called, Report, Served
+from meshkit.telemetry.report import Bound, Called, Consumed, Report, Served
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 MARK = "<!-- the catalogue -->\n"
@@ -70,6 +73,7 @@ def test_no_two_metrics_have_the_same_name():
 
 BOUND = Bound(1, 2, 3, 4)
 TWICE = {"ok": Distribution(), "NotFound": Distribution()}
+CONSUMED = Served("a", "a", is_event=True, outcomes=Statistics().outcomes, consumed=Consumed("S", "a"))
 CALLED = {"outcomes": CallStatistics().outcomes, "attempts": CallStatistics().attempts}
 
 
@@ -80,6 +84,10 @@ CALLED = {"outcomes": CallStatistics().outcomes, "attempts": CallStatistics().at
         ({"served": [Served("a", "a", outcomes=Statistics().outcomes)]}, 51),
         ({"served": [Served("a", "a", outcomes=TWICE, bound=BOUND)]}, 51 + 24 + 3),
         ({"served": [Served("a", "a", is_event=True, outcomes=Statistics().outcomes)]}, 26),
+        ({"served": [CONSUMED]}, 26 + 5),
+        ({"served": [msgspec.structs.replace(CONSUMED, bound=BOUND)]}, 26 + 7),
+        ({"jobs": [JobReport("cities", 1)]}, 4),
+        ({"jobs": [JobReport("cities", 1, seconds_left=2.0)]}, 5),
         ({"called": [Called("a", **CALLED)]}, 59),
         ({"called": [Called("a", outcomes=TWICE, attempts={"ok": 1, "NotFound": 1})]}, 59 + 25),
     ],

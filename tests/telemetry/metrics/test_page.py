@@ -6,7 +6,8 @@ from support import values
 
 from meshkit import CallPolicy, MeshError, NotFound, Service
 from meshkit.telemetry.distribution import BOUNDS, Distribution
-from meshkit.telemetry.metrics.catalogue import Family, Metric, families
+from meshkit.telemetry.metrics.catalogue import Family, Metric
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.metrics.page import page
 
 CALLS = Metric("calls", "counter", "{call}", "Calls", ("rpc.method",))

@@ -13,7 +13,8 @@ from meshkit import CallPolicy, MeshError, NotFound, Service, Unavailable, conne
 from meshkit.discovery.protocol import control_subject
 from meshkit.errors import kind
 from meshkit.telemetry.distribution import Distribution
-from meshkit.telemetry.metrics.catalogue import CATALOGUE, LOOP_LAG, families
+from meshkit.telemetry.metrics.catalogue import CATALOGUE, LOOP_LAG
+from meshkit.telemetry.metrics.families import families
 from meshkit.telemetry.report import Report, Served
 
 CALLS, AT_A_TIME = 100_000, 400

@@ -1,0 +1,1 @@
+"""Durable endpoints: messages that are kept by JetStream until they have been handled."""
