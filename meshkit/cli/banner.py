@@ -35,7 +35,9 @@ class _Terminal:
         console.print()
         services = [line.service for line in lines]
         subjects = [
-            len(each.subject) for service in services for each in service.endpoints + service.subscriptions
+            len(each.subject)
+            for service in services
+            for each in (*service.endpoints, *service.subscriptions, *service.consumed)
         ]
         # The same for all services, so that their columns stand below each other.
         width = min(max(subjects, default=0) + 2, console.width // 2)
@@ -52,6 +54,9 @@ class _Terminal:
             for subscription in service.subscriptions:
                 doc = f"(subscription) {subscription.doc}".rstrip()
                 grid.add_row(f"  {subscription.subject}", subscription.queue or "·", doc)
+            for consumer in service.consumed:
+                doc = f"(consumer) {consumer.doc}".rstrip()
+                grid.add_row(f"  {consumer.subject}", consumer.queue, doc)
             console.print(grid)
         console.print()
 
@@ -78,6 +83,9 @@ class _Plain:
                 self._print(f"endpoint {endpoint.subject}{_facts(endpoint, ', no queue group')}")
             for subscription in service.subscriptions:
                 self._print(f"subscription {subscription.subject}{_facts(subscription, '')}")
+            for consumer in service.consumed:
+                doc = f": {consumer.doc}" if consumer.doc else ""
+                self._print(f"consumer {consumer.subject}, stream {consumer.queue}{doc}")
 
     def trace(self, spans: Sequence[Span], left_out: int) -> None:
         self._print("\n".join(plain(spans, left_out)))

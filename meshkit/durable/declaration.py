@@ -121,7 +121,6 @@ class Consumption:
         name: The consumer's in JetStream.
         subject: As declared.
         pattern: The same as a pattern.
-        queue: None; instances share the messages by sharing the consumer.
         start: With which messages a new consumer starts.
         serve: What bounds it.
         max_deliver: How often a message is delivered at most.
@@ -132,8 +131,6 @@ class Consumption:
         partitions: How many there are; 0 if messages are handled in any order.
         signature: How the function is called.
     """
-
-    queue = None
 
     def __init__(
         self,
@@ -161,6 +158,8 @@ class Consumption:
         self.stream = _stream(where, stream, pattern)
         self.name = check_name("consumer", name)
         self.start = check_one_of(f"{where}: start", start, Start)
+        if serve.adaptive is True:
+            raise DeclarationError(f"{where}: adaptive is for calls, which can be refused; leave it out")
         self.serve = serve
         self.max_deliver = check_count(f"{where}: max_deliver", max_deliver)
         self.ack_wait = check_duration(f"{where}: ack_wait", ack_wait)

@@ -209,6 +209,8 @@ async def _plan_subjects(js: JetStream, name: str, wanted: list[str], result: Pl
     if info is None:
         await _plan_stream(js, StreamConfig(name, _least(wanted)).config, result)
         return
+    if info.config.get("sources") or info.config.get("mirror"):
+        return  # it has its messages from other streams
     kept: list[str] = info.config.get("subjects") or []
     if missing := [subject for subject in _least(wanted) if not _covered(subject, kept)]:
         update = functools.partial(_grow, js, info.config | {"subjects": _least([*kept, *missing])})

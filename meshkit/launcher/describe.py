@@ -5,13 +5,12 @@ A process of its own: the launcher never holds user code, so it can look again a
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from meshkit.durable.plan import wanted_by
 from meshkit.launcher import child
 from meshkit.launcher.messages import Described, Description, Endpoint
 from meshkit.launcher.targets import Source
-from meshkit.service import Service
+from meshkit.service import Declared, Service
 from meshkit.telemetry.logs import configure
 
 
@@ -30,16 +29,17 @@ def _description(service: Service) -> Description:
     return Description(
         service.name,
         service.version,
-        [_endpoint(endpoint) for endpoint in service.endpoints],
-        [_endpoint(subscription) for subscription in service.subscriptions],
+        [_endpoint(endpoint, endpoint.queue) for endpoint in service.endpoints],
+        [_endpoint(subscription, subscription.queue) for subscription in service.subscriptions],
+        [_endpoint(consumption, consumption.source) for consumption in service.consumptions],
         [wanted_by(consumption) for consumption in service.consumptions],
         list(service.streams),
     )
 
 
-def _endpoint(endpoint: Any) -> Endpoint:
-    doc = endpoint.signature.function.__doc__ or ""
-    return Endpoint(endpoint.subject, endpoint.queue, doc.strip().partition("\n")[0])
+def _endpoint(declared: Declared, queue: str | None) -> Endpoint:
+    doc = declared.signature.function.__doc__ or ""
+    return Endpoint(declared.subject, queue, doc.strip().partition("\n")[0])
 
 
 def _folder(source: Source) -> str:

@@ -39,7 +39,13 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """An endpoint or a subscription, as the banner shows it."""
+    """An endpoint, a subscription or a consumer, as the banner shows it.
+
+    Attributes:
+        subject: As declared.
+        queue: Its queue group, if any; a consumer's stream.
+        doc: The first line of its docstring.
+    """
 
     subject: str
     queue: str | None
@@ -53,6 +59,7 @@ class Description(msgspec.Struct, frozen=True):
     version: str
     endpoints: list[Endpoint]
     subscriptions: list[Endpoint]
+    consumed: list[Endpoint] = []
     consumers: list[Wanted] = []
     streams: list[StreamConfig] = []
 

@@ -9,6 +9,7 @@ import textwrap
 
 import msgspec
 import pytest
+from support import until
 
 from meshkit import ConfigError, MeshError, Service, StreamConfig, connect
 from meshkit.durable.jetstream import JetStream
@@ -129,6 +130,22 @@ async def test_services_that_start_at_the_same_time_all_have_their_subjects_kept
             )
         )
     assert sorted((await config_of(mesh, name))["subjects"]) == [f"{subject}.{letter}" for letter in "abcdef"]
+
+
+@pytest.mark.parametrize("how", ["mirror", "sources"])
+async def test_a_stream_of_other_streams_is_taken_as_it_is(mesh, stream, subject, how):
+    handled, service, source = [], Service("shop"), {"name": stream.name}
+    await mesh.declare(stream)
+    copy = {"name": f"{stream.name}-all", "storage": "memory", how: source if how == "mirror" else [source]}
+    await JetStream(mesh.transport).create_stream(copy)
+
+    @service.consume(f"{subject}.a", stream=f"{stream.name}-all")
+    async def work(number: int) -> None:
+        handled.append(number)
+
+    async with mesh.serve(service):
+        await mesh.publish(f"{subject}.a", 1, durable=True)
+        await until(lambda: handled == [1])
 
 
 class Slow(JetStream):
