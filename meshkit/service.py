@@ -484,6 +484,7 @@ class Service(Group):
                     f"{what}: the service has a consumer {declared.name!r} already; give it another name="
                 )
             self.consumptions.append(declared)
+            self._check_answers()
             return
         if declared.pattern.wire.startswith((">", "*")) and declared.pattern.overlaps(_ANY_PING):
             raise DeclarationError(f"{what} would answer for discovery too; write out its first token")
@@ -494,6 +495,22 @@ class Service(Group):
                     "subject, and NATS would pick one at random; give one another subject or queue group"
                 )
         self.endpoints.append(declared)
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        """No stream keeps what an endpoint is called with: JetStream would answer its calls."""
+        for stream in (*self.streams, *(consumption.stream for consumption in self.consumptions)):
+            if not isinstance(stream, str):
+                for subject in stream.subjects:
+                    self._check_kept(stream.name, Pattern(subject))
+
+    def _check_kept(self, stream: str, kept: Pattern) -> None:
+        for endpoint in self.endpoints:
+            if kept.overlaps(endpoint.pattern):
+                raise DeclarationError(
+                    f"{endpoint.signature.where} on {endpoint.subject!r}: stream {stream!r} keeps "
+                    f"{kept.wire!r}, and JetStream would answer its calls; give them other subjects"
+                )
 
     def lifespan(self, function: L) -> L:
         """Declare what surrounds an instance's life: an async generator function that yields once.

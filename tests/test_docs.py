@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from meshkit.transport.server import EmbeddedServer
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -90,16 +92,18 @@ def appears(expected, output, command):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_blocks_work(path, tmp_path, nats_server):
-    page = Page(tmp_path, nats_server.url)
-    try:
-        for block in BLOCK.finditer(path.read_text()):
-            if block["title"]:
-                (tmp_path / block["title"]).write_text(block["body"])
-            elif block["kind"] in {"python", "console"}:
-                getattr(page, block["kind"])(block["body"])
-    finally:
-        page.stop()
+def test_code_blocks_work(path, tmp_path):
+    # A server of its own: a stream of one page would answer calls of others that are on its subjects.
+    with EmbeddedServer() as server:
+        page = Page(tmp_path, server.url)
+        try:
+            for block in BLOCK.finditer(path.read_text()):
+                if block["title"]:
+                    (tmp_path / block["title"]).write_text(block["body"])
+                elif block["kind"] in {"python", "console"}:
+                    getattr(page, block["kind"])(block["body"])
+        finally:
+            page.stop()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -24,6 +24,9 @@ _AGAIN = 5.0
 # Seconds between attempts while JetStream starts.
 _PAUSE = 0.1
 _LONGEST_ID = 500
+# Messages after which the event loop has a turn: with a window's at once, server and client waited for each
+# other, and it took half as long again.
+_TURN = 16
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -163,6 +166,9 @@ class Publisher:
             raise self._not_stored()
         while len(self._under_way) >= self._window:
             await self._fewer_than(max(1, self._window // 2))
+        if self._published % _TURN == 0:
+            # What was published goes out, and is stored while the next ones are encoded.
+            await asyncio.sleep(0)
         await self._prepare(_Unstored(self, id), subject, message, headers)
 
     async def store(self, subject: str, message: object, id: str | None, headers: Any) -> Stored:  # noqa: A002

@@ -99,3 +99,25 @@ def test_a_delay_that_is_none():
     for wrong in ("soon", -1, "1 week"):
         with pytest.raises(ValueError, match="delay is"):
             Redeliver(delay=wrong)
+
+
+@pytest.mark.parametrize("first", ["endpoint", "consumer", "streams"])
+def test_a_stream_that_would_answer_calls_is_refused(first):
+    stream = StreamConfig("SHOP", ["shop.>"])
+    service = Service("shop", streams=[stream] if first == "streams" else [])
+
+    def call():
+        @service.endpoint("shop.price")
+        async def price() -> int: ...
+
+    def consume():
+        @service.consume("shop.orders", stream=stream)
+        async def order() -> None: ...
+
+    *before, last = {"endpoint": [call, consume], "consumer": [consume, call], "streams": [call]}[first]
+    for step in before:
+        step()
+    with pytest.raises(
+        DeclarationError, match=r"on 'shop.price': stream 'SHOP' keeps 'shop.>', and JetStream"
+    ):
+        last()

