@@ -2,7 +2,8 @@
 
 from meshkit.connecting import connect
 from meshkit.durable.declaration import StreamConfig
-from meshkit.durable.publisher import NotStored, Stored
+from meshkit.durable.delivery import Delivery
+from meshkit.durable.publisher import NotStored, Publisher, Stored
 from meshkit.errors import (
     BadReply,
     BadRequest,
@@ -47,6 +48,7 @@ __all__ = [
     "Context",
     "DeadlineExceeded",
     "DeclarationError",
+    "Delivery",
     "Disconnected",
     "Draining",
     "Endpoint",
@@ -60,6 +62,7 @@ __all__ = [
     "NotStored",
     "Overloaded",
     "Policies",
+    "Publisher",
     "RateLimit",
     "RateLimited",
     "Redeliver",

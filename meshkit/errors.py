@@ -162,8 +162,9 @@ class Redeliver(_Coded):
     """A message is to be delivered again, later.
 
     Args:
+        delay: After how long, in seconds or as text such as `"10s"`; 0 for at once. By default as after other
+            errors.
         message: Why, for a person.
-        delay: After how long, in seconds or as text such as `"10s"`; 0 for at once.
 
     Raises:
         ValueError: The delay is none.
@@ -171,11 +172,13 @@ class Redeliver(_Coded):
 
     code = 425
 
-    def __init__(self, message: str = "", *, delay: float | str = 0) -> None:
+    def __init__(self, delay: float | str | None = None, message: str = "") -> None:
         from meshkit.knobs import DURATION  # which knows the errors
 
         super().__init__(message)
-        self.delay: float = DURATION.check("delay", delay) if delay else 0.0
+        self.delay: float | None = 0.0
+        if delay is None or delay:
+            self.delay = None if delay is None else DURATION.check("delay", delay)
 
 
 class RateLimited(_Coded):

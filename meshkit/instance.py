@@ -322,8 +322,11 @@ class Instance:
             consumer=consumption.name,
             statistics=self._accounts.statistics[consumption],
             deadlines=self._deadlines,
-            patience=None if quota is None else patient(quota, worker.waiting_for_quota),
-            once=Once(consumption, self._transport, publisher).layer if consumption.deduplicate else None,
+            patience=None if quota is None else patient(quota, worker.waits),
+            once=Once(consumption, self._transport, publisher, worker.waits).layer
+            if consumption.deduplicate
+            else None,
+            alone=worker.suspects.layer,
             timeout=policy.timeout or None,
             tracer=self._mesh.tracer,
             access=access(consumption.name, policy.access_log, is_durable=True)

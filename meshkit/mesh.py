@@ -454,10 +454,14 @@ class Mesh:
         current = CURRENT.get()
         inherited = b"" if current is None else current.inherited
         payload = b"" if message is None else codec.encode(message, kind)
-        if self._traced_publish is None:
-            await sender.publish(subject, payload, merge(inherited, head) if inherited else head)
-        else:
-            await self._traced_publish(sender, Request(subject, payload, head, 0.0, math.inf), inherited)
+        try:
+            if self._traced_publish is None:
+                await sender.publish(subject, payload, merge(inherited, head) if inherited else head)
+            else:
+                await self._traced_publish(sender, Request(subject, payload, head, 0.0, math.inf), inherited)
+        except MeshError as error:
+            error.target = subject
+            raise
         self.published += 1
 
     async def declare(self, *streams: StreamConfig) -> list[str]:

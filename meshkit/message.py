@@ -171,9 +171,15 @@ class Context:
         return self._headers
 
     @property
-    def delivery(self) -> Delivery | None:
-        """What JetStream says of a message that it delivers; None for calls and other events."""
-        return delivery(self._reply, self._head) if is_delivery(self._reply) else None
+    def delivery(self) -> Delivery:
+        """What JetStream says of a message that it delivers.
+
+        Raises:
+            RuntimeError: It is a call or another event.
+        """
+        if not is_delivery(self._reply):
+            raise RuntimeError(f"what came on {self.subject!r} is no message of a stream")
+        return delivery(self._reply, self._head)
 
     @property
     def remaining(self) -> float:

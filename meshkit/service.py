@@ -322,7 +322,7 @@ class Group:
         retry_delay_most: float | str = 60.0,
         deduplicate: float | str | None = None,
         ordered_by: str | None = None,
-        partitions: int = 8,
+        partitions: int | None = None,
         serve: ServePolicy | None = None,
     ) -> Callable[[C], C]:
         """Have a function handle the messages of a stream, each until it is handled.
@@ -354,7 +354,8 @@ class Group:
                 is passed over. None for not at all.
             ordered_by: A `{parameter}` of the subject: messages with the same value are handled one after the
                 other, each until it is done with, whatever instances there are.
-            partitions: Into how many sequences that is split; so many are handled at a time at most.
+            partitions: Into how many sequences that is split, by default 8; so many are handled at a time at
+                most.
             serve: What else bounds it: timeout, concurrency, rate limit, access log.
 
         Raises:
@@ -385,6 +386,7 @@ class Group:
                 deduplicate=deduplicate,
                 ordered_by=ordered_by,
                 partitions=partitions,
+                service=self._service.name,
             )
             self._service.add(consumption)
             return function

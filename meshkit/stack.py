@@ -243,6 +243,7 @@ def durable_stack(
     deadlines: Deadlines[Request],
     patience: Layer | None,
     once: Layer | None,
+    alone: Layer,
     timeout: float | None,
     tracer: "Tracer | None" = None,
     access: Layer | None = None,
@@ -259,6 +260,7 @@ def durable_stack(
         deadlines: Cancels the task that handles a request at the request's deadline.
         patience: Lets through so many in a time, if that is bounded.
         once: Passes over what was handled before, if that is looked at.
+        alone: Handles alone what may kill who handles it.
         timeout: Seconds that handling one may take, if that is bounded.
         tracer: Makes spans; None where nothing is traced.
         access: Writes the access log; None where there is none.
@@ -272,6 +274,9 @@ def durable_stack(
         *([patience] if patience is not None else []),
         # Passes over what was handled before. Above the deadline, which is the handler's.
         *([once] if once is not None else []),
+        # Has what may kill its handler wait for others of that kind. Below all else that waits: it is marked
+        # while it is handled, and at no other time.
+        alone,
         *([deadline.within(timeout, deadlines)] if timeout is not None else []),
         rescue,
         around=handle,

@@ -25,6 +25,8 @@ from meshkit.transport import Transport
 
 # Of a payload on a terminal, in characters.
 _MOST_PAYLOAD = 4000
+# Of a number: more have none that the server gives.
+_MOST_DIGITS = 18
 _ANY = "*"
 
 
@@ -37,6 +39,13 @@ def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
         return check_name(param.name or "", value)
     except DeclarationError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _number(text: str) -> int:
+    """A dead letter's number, or how many."""
+    if text.isdecimal() and len(text) <= _MOST_DIGITS and (number := int(text)):
+        return number
+    raise click.BadParameter("a number from 1 is wanted.")
 
 
 _stream_option = click.option(
@@ -58,7 +67,7 @@ def dead() -> None:
 @_stream_option
 @_consumer_option
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="The newest N alone."
+    "--limit", metavar="N", type=_number, default="20", show_default=True, help="The newest N alone."
 )
 @nats_option
 @json_option
@@ -72,7 +81,7 @@ def ls(stream: str, consumer: str, *, limit: int, nats: str | None, as_json: boo
     if as_json:
         print_json([_told(letter) for letter in letters])
     elif not letters:
-        click.echo("There is no dead letter.", err=True)
+        click.echo(_none(stream, consumer), err=True)
     elif console.is_terminal:
         if left_out:
             console.print(Text(f"… {left_out:,} older ones; --limit shows more", "dim"))
@@ -81,6 +90,13 @@ def ls(stream: str, consumer: str, *, limit: int, nats: str | None, as_json: boo
         table(_HEADINGS, [_row(letter) for letter in letters])
     if left_out and (as_json or not console.is_terminal):
         click.echo(f"meshkit: {left_out:,} older ones are left out; --limit shows more", err=True)
+
+
+def _none(stream: str, consumer: str) -> str:
+    """What is said where there is no dead letter, of these if it is said which."""
+    of_stream = "" if stream == _ANY else f" of stream {stream}"
+    of_consumer = "" if consumer == _ANY else f" of consumer {consumer}"
+    return f"There is no dead letter{of_consumer}{of_stream}."
 
 
 _HEADINGS = ("number", "time", "stream", "consumer", "attempts", "subject", "error")
@@ -119,7 +135,7 @@ def _told(letter: DeadLetter) -> dict[str, Any]:
 
 
 @dead.command()
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=_number)
 @click.option("--raw", is_flag=True, help="Print the payload's bytes alone, as they are.")
 @nats_option
 @json_option
@@ -184,7 +200,7 @@ def _choice(command: Callable[..., None]) -> Callable[..., None]:
         _consumer_option,
         _stream_option,
         click.option("--all", "every", is_flag=True, help="All, or all of --stream and --consumer."),
-        click.argument("numbers", metavar="[NUMBER]...", nargs=-1, type=click.IntRange(1)),
+        click.argument("numbers", metavar="[NUMBER]...", nargs=-1, type=_number),
     ):
         command = add(command)
     return command
@@ -205,7 +221,7 @@ def replay(nats: str | None, **choice: Any) -> None:
             js, publisher = JetStream(mesh.transport), mesh.publisher()
             return await _each(chosen(js), lambda letter: replay_letter(js, publisher, letter))
 
-    click.echo(f"{_many(asyncio.run(run()))} replayed")
+    _tell(asyncio.run(run()), "replayed", **choice)
 
 
 @dead.command()
@@ -218,7 +234,15 @@ def drop(nats: str | None, **choice: Any) -> None:
         js = JetStream(transport)
         return await _each(chosen(js), lambda letter: drop_letter(js, letter))
 
-    click.echo(f"{_many(ask(nats, run))} dropped")
+    _tell(ask(nats, run), "dropped", **choice)
+
+
+def _tell(count: int, what: str, *, stream: str, consumer: str, **_: object) -> None:
+    """How many it was done to."""
+    if count:
+        click.echo(f"{_many(count)} {what}")
+    else:
+        click.echo(_none(stream, consumer), err=True)
 
 
 def _many(count: int) -> str:
@@ -240,6 +264,7 @@ def _chosen(
     Raises:
         click.UsageError: That is not clear.
         click.Abort: It is not.
+        KeyboardInterrupt: Instead of an answer.
     """
     if bool(numbers) == every:
         raise click.UsageError("give the NUMBER of each dead letter, or --all")
@@ -252,9 +277,17 @@ def _chosen(
     if not yes and not (has_keys and console.is_terminal):
         raise click.UsageError("nobody is here to be asked about --all; say --yes")
     count, last = ask(nats, lambda transport: how_many(JetStream(transport), stream, consumer))
-    if count and not yes:
-        click.confirm(f"{verb} {_many(count)}?", abort=True)
+    if count and not yes and not _agreed(f"{verb} {_many(count)}?"):
+        raise click.Abort
     return lambda js: dead_letters(js, stream, consumer, last=last)
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question)
+    except click.Abort:  # what click makes of Ctrl-C, and of Ctrl-D
+        click.echo(err=True)
+        raise KeyboardInterrupt from None
 
 
 async def _numbered(js: JetStream, numbers: Sequence[int]) -> AsyncIterator[DeadLetter]:

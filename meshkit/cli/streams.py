@@ -13,7 +13,7 @@ from meshkit.cli.discover import ask
 from meshkit.cli.exits import ExitCode
 from meshkit.cli.live import live, pause_option, plain, watch_option
 from meshkit.cli.output import clean, console, json_option, nats_option, print_json, table
-from meshkit.cli.streams_page import Seen, last_message, limit, limits, nothing, render, unusual
+from meshkit.cli.streams_page import Seen, last_message, limit, limits, nothing, render, subjects, unusual
 from meshkit.durable.jetstream import JetStream
 from meshkit.durable.overview import Overview, Progress, overview
 from meshkit.durable.plan import Plan
@@ -191,7 +191,8 @@ def _unknown(name: str, found: Sequence[Overview]) -> str:
 
 
 _HEADINGS = (
-    *("stream", "messages", "bytes", "last", "limits", "consumer", "partitions", "matching", "done"),
+    *("stream", "subjects", "messages", "bytes", "last", "limits"),
+    *("consumer", "consumer subjects", "partitions", "matching", "done"),
     *("lag", "unacknowledged", "redelivered", "waiting", "rate", "seconds left"),
 )
 
@@ -199,12 +200,13 @@ _HEADINGS = (
 def _lines(one: Overview, rows: Sequence[Seen]) -> list[tuple[object, ...]]:
     state, last = one.stream.state, last_message(one)
     at = None if last is None else last.isoformat(timespec="milliseconds")
-    head = (one.stream.name, state.messages, state.bytes, at, ", ".join(limits(one) + unusual(one)))
+    head = (one.stream.name, ", ".join(subjects(one)), state.messages, state.bytes, at)
+    head += (", ".join(limits(one) + unusual(one)),)
     lines: list[tuple[object, ...]] = [
         (
             *head,
-            *(each.name, each.partitions or None, each.matching, each.done, each.pending),
-            *(each.unacknowledged, each.redelivered, each.waiting),
+            *(each.name, ", ".join(each.subjects), each.partitions or None, each.matching, each.done),
+            *(each.pending, each.unacknowledged, each.redelivered, each.waiting),
             *(None if value is None else round(value, 2) for value in (rate, left)),
         )
         for each, rate, left in rows
@@ -217,7 +219,7 @@ def _stream(one: Overview, rows: Sequence[Seen]) -> dict[str, Any]:
     config, state = one.stream.config, one.stream.state
     return {
         "name": one.stream.name,
-        "subjects": config.get("subjects") or [],
+        "subjects": subjects(one),
         "messages": state.messages,
         "bytes": state.bytes,
         "last": last_message(one),
@@ -229,6 +231,7 @@ def _stream(one: Overview, rows: Sequence[Seen]) -> dict[str, Any]:
         "consumers": [
             {
                 "name": each.name,
+                "subjects": each.subjects,
                 "partitions": each.partitions,
                 "matching": each.matching,
                 "done": each.done,

@@ -1,6 +1,6 @@
 """What `meshkit streams` shows on a terminal, and what it says of a stream anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -10,13 +10,14 @@ from rich.text import Text
 
 from meshkit.cli.bars import Columns, Row
 from meshkit.cli.figures import lasting, short
-from meshkit.cli.output import clean
+from meshkit.cli.output import clean, console
 from meshkit.durable.overview import Overview, Progress
 from meshkit.knobs import in_units
 
 _UNLIMITED = -1
 # What goes first where there is no room for all; an empty heading is the bar's.
 _LEAST = ("waiting", "redelivered", "", "rate/s", "unacked", "left")
+_LEAST_OF_TITLE = ("subjects", "bytes", "limits", "unusual", "last")
 
 
 class Seen(NamedTuple):
@@ -42,6 +43,11 @@ def nothing(left_out: int) -> str:
 def last_message(one: Overview) -> datetime | None:
     """When the last message came, if one ever did."""
     return one.stream.state.last_ts if one.stream.state.last_seq else None
+
+
+def subjects(one: Overview) -> list[str]:
+    """Which subjects a stream keeps; none if it has its messages from other streams."""
+    return one.stream.config.get("subjects") or []
 
 
 def limit(one: Overview, name: str) -> int | None:
@@ -94,14 +100,29 @@ def render(seen: Sequence[tuple[Overview, list[Seen]]], left_out: int) -> Group:
 
 
 def _title(one: Overview) -> Text:
+    """A stream in one line: where there is no room for all, what matters least is not said."""
     state, last = one.stream.state, last_message(one)
-    said = [f"{state.messages:,} messages", decimal(state.bytes)]
+    said = {"messages": f"{state.messages:,} message{'' if state.messages == 1 else 's'}"}
+    said["bytes"] = decimal(state.bytes)
     if last is not None:
-        said.append(f"last {lasting(max(0.0, (datetime.now(UTC) - last).total_seconds()))} ago")
+        said["last"] = f"last {lasting(max(0.0, (datetime.now(UTC) - last).total_seconds()))} ago"
     if most := limits(one):
-        said.append(f"at most {', '.join(most)}")
-    said += unusual(one)
-    return Text(clean(one.stream.name), "bold").append(f"  {clean(' · '.join(said))}", "not bold")
+        said["limits"] = f"at most {', '.join(most)}"
+    if unlike := unusual(one):
+        said["unusual"] = " · ".join(unlike)
+    if kept := subjects(one):
+        said["subjects"] = ", ".join(kept)
+    title = _joined(one, said)
+    for part in _LEAST_OF_TITLE:
+        if title.cell_len > console.width:
+            said.pop(part, None)
+            title = _joined(one, said)
+    return title
+
+
+def _joined(one: Overview, said: Mapping[str, str]) -> Text:
+    title = Text(clean(one.stream.name), "bold", no_wrap=True, overflow="ellipsis")
+    return title.append(f"  {clean(' · '.join(said.values()))}", "not bold")
 
 
 def _row(seen: Seen) -> Row:

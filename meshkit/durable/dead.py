@@ -10,11 +10,11 @@ import msgspec
 from meshkit.durable.declaration import nanoseconds
 from meshkit.durable.delivery import ID, ONLY, ORIGINAL_ID, delivery, message_id
 from meshkit.durable.jetstream import JetStream, StoredMessage
-from meshkit.durable.publisher import Publisher, Stored
+from meshkit.durable.publisher import Publisher
 from meshkit.errors import BadRequest, DeclarationError, NotFound, shortened
-from meshkit.headers import parse, render
+from meshkit.headers import line, parse, render, size
 from meshkit.message import Request
-from meshkit.subject import Pattern, check
+from meshkit.subject import Pattern, check, covers
 
 STREAM = "MESH_DEAD"
 _PREFIX = "_MESH.dead."
@@ -25,7 +25,6 @@ DEAD: dict[str, Any] = {
     "retention": "limits",
     "storage": "file",
     "allow_direct": True,
-    # For as long as it may take until somebody gets a message that has killed who had it.
     "duplicate_window": nanoseconds(3600),
 }
 """The stream that they are in. What is changed in it by hand stays."""
@@ -38,7 +37,10 @@ _CONSUMER = "Mesh-Dead-Consumer"
 _ERROR = "Mesh-Dead-Error"
 _ATTEMPTS = "Mesh-Dead-Attempts"
 _INSTANCE = "Mesh-Dead-Instance"
-_ALL = (_SUBJECT, _STREAM, _SEQUENCE, _CONSUMER, _ERROR, _ATTEMPTS, _INSTANCE)
+_CUT = "Mesh-Dead-Cut"
+_ALL = (_CUT, _SUBJECT, _STREAM, _SEQUENCE, _CONSUMER, _ERROR, _ATTEMPTS, _INSTANCE)
+# Bytes of a message's id, as a header, at most.
+_ID_ROOM = 700
 # What NATS wrote to the message, or to a copy of it, is not the publisher's.
 _NATS = re.compile(rb"\r\nNats-[^\r\n]*", re.IGNORECASE)
 
@@ -59,6 +61,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
         id: The id that its publisher gave it; empty if none.
         headers: As they were, without NATS's own.
         payload: As it was.
+        cut: How many bytes that had, if it is cut: there was no room for it and for all that stands here, and
+            neither for its headers. 0 if it is whole.
     """
 
     number: int
@@ -73,6 +77,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     id: str
     headers: dict[str, str]
     payload: bytes
+    cut: int = 0
 
 
 def subject_of(stream: str, consumer: str) -> str:
@@ -81,47 +86,54 @@ def subject_of(stream: str, consumer: str) -> str:
 
 
 async def bury(
-    publisher: Publisher,
-    request: Request,
-    source: str,
-    consumer: str,
-    error: str,
-    *,
-    is_suspect: bool = False,
-) -> Stored:
+    publisher: Publisher, js: JetStream, request: Request, source: str, consumer: str, error: str
+) -> int:
     """Put a message to the dead letters. The same delivered twice becomes one.
 
     Args:
         publisher: Publishes it.
+        js: Where they are.
         request: The message, as it was delivered.
         source: The stream that it came from.
         consumer: Who could not handle it.
         error: Why.
-        is_suspect: Whether it may be handled yet; another one follows if not.
+
+    Returns:
+        Its number among them.
 
     Raises:
         MeshError: It is not known to be stored there.
     """
     known = delivery(request.reply, request.head)
+    told = {
+        _SUBJECT: request.subject,
+        _STREAM: source,
+        _SEQUENCE: str(known.sequence),
+        _CONSUMER: consumer,
+        _ERROR: shortened(" ".join(error.split())).encode("utf-8", "replace").decode(),
+        _ATTEMPTS: str(known.attempt),
+        _INSTANCE: request.handler,
+    }
     head = _NATS.sub(b"", request.head)
     if (given := message_id(request.head)) and ORIGINAL_ID not in parse(head):
-        head += render({ORIGINAL_ID: given})
-    head += render(
-        {
-            _SUBJECT: request.subject,
-            _STREAM: source,
-            _SEQUENCE: str(known.sequence),
-            _CONSUMER: consumer,
-            _ERROR: shortened(" ".join(error.split())).encode("utf-8", "replace").decode(),
-            _ATTEMPTS: str(known.attempt),
-            _INSTANCE: request.handler,
-        }
-    )
+        told[ORIGINAL_ID] = given
+    payload, head = _fitting(request.payload, head, render(told), publisher.max_payload)
+    subject = subject_of(source, consumer)
     # Delivered once more, as the instance was killed before it said so, it becomes no second dead letter.
     once = f"{known.stream}.{known.consumer}.{known.sequence}.{known.time.timestamp():.6f}"
-    if is_suspect:
-        once += ".suspect"
-    return await publisher.send_bytes(subject_of(source, consumer), request.payload, head, once)
+    letter = await publisher.send_bytes(subject, payload, head, once)
+    if letter.duplicate and await js.message(STREAM, letter.seq) is None:
+        # That one was replayed or dropped, and this is another failure of a message that came again.
+        letter = await publisher.send_bytes(subject, payload, head)
+    return letter.seq
+
+
+def _fitting(payload: bytes, head: bytes, told: bytes, most: int) -> tuple[bytes, bytes]:
+    """Payload and head of a dead letter, cut where the server would not take them."""
+    if len(payload) + size(head + told) + _ID_ROOM <= most:
+        return payload, head + told
+    told += line(_CUT, str(len(payload)))
+    return payload[: max(0, most - size(told) - _ID_ROOM)], told
 
 
 async def dead_letters(
@@ -198,7 +210,7 @@ async def dead_letter(js: JetStream, number: int) -> DeadLetter:
         MeshError: It cannot be read.
     """
     message = await js.message(STREAM, number)
-    if message is None:
+    if message is None or not covers(subject_of("*", "*"), message.subject):
         raise NotFound(f"there is no dead letter {number}")
     return _read(message)
 
@@ -220,6 +232,7 @@ def _read(message: StoredMessage) -> DeadLetter:
         id=headers.pop(ORIGINAL_ID, ""),
         headers={name: value for name, value in headers.items() if name not in (ID, ONLY)},
         payload=message.payload,
+        cut=_number(told[_CUT]),
     )
 
 
@@ -234,6 +247,11 @@ async def replay(js: JetStream, publisher: Publisher, letter: DeadLetter) -> Non
         BadRequest: It does not say where it was published, or nobody publishes there.
         MeshError: It is not known to be stored; then it still is a dead letter.
     """
+    if letter.cut:
+        raise BadRequest(
+            f"dead letter {letter.number} has {len(letter.payload):,} of its {letter.cut:,} bytes; "
+            f"the message is, or was, number {letter.sequence} of stream {letter.stream}"
+        )
     # Who may write dead letters must not have who replays them speak to NATS itself.
     try:
         Pattern(check(letter.subject))

@@ -21,8 +21,13 @@ Start: TypeAlias = Literal["all", "new"]
 _NANOSECONDS = 1_000_000_000
 # Before the subjects of messages that wait, by partition, for who handles them in order.
 PARTITIONED = "_MESH.partition."
+OWNER = "meshkit.service"
+"""The metadata of a consumer that say whose it is."""
 # In place of the number of a stream's first message that is copied: the next that it gets.
 NEXT = -1
+# Fields that JetStream calls otherwise, and defaults as they are when they have been read.
+_JETSTREAM = {"max_messages": "max_msgs", "replicas": "num_replicas"}
+_SECONDS = {"duplicate_window": 120.0}
 # Most of what is unlimited is written like that.
 _UNLIMITED = -1
 
@@ -37,6 +42,9 @@ USUAL = ServePolicy(
 
 class StreamConfig(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A stream: which messages JetStream keeps, and for how long. Made or updated when a service starts.
+
+    What is left out is as below when the stream is made, and stays as it is if there is one. So do subjects
+    that it keeps beside those that are declared.
 
     Args:
         name: The stream's name: letters, digits, `-` and `_`.
@@ -88,6 +96,14 @@ class StreamConfig(msgspec.Struct, frozen=True, repr_omit_defaults=True):
         if isinstance(self.max_age, float):
             window = min(window, self.max_age)  # JetStream wants it
         _set(self, "duplicate_window", window)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The fields that are not said, as JetStream calls them: of a stream that exists they stay."""
+        fields = {name: _JETSTREAM.get(name, name) for name in self.__struct_fields__[2:]}
+        usual = zip(fields, self.__struct_defaults__, strict=True)
+        said = {name for name, default in usual if getattr(self, name) != _SECONDS.get(name, default)}
+        return {called for name, called in fields.items() if name not in said}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -147,7 +163,8 @@ class Consumption:
         retry_delay_most: float | str,
         deduplicate: float | str | None,
         ordered_by: str | None,
-        partitions: int,
+        partitions: int | None,
+        service: str,
     ) -> None:
         self.signature = Signature(function, pattern)
         self.pattern = pattern
@@ -157,6 +174,7 @@ class Consumption:
             raise DeclarationError(f"{where} yields, and nobody reads what comes of a message")
         self.stream = _stream(where, stream, pattern)
         self.name = check_name("consumer", name)
+        self._service = service
         self.start = check_one_of(f"{where}: start", start, Start)
         if serve.adaptive is True:
             raise DeclarationError(f"{where}: adaptive is for calls, which can be refused; leave it out")
@@ -169,13 +187,21 @@ class Consumption:
             None if deduplicate is None else check_duration(f"{where}: deduplicate", deduplicate)
         )
         self.partitions = 0
+        if ordered_by is None and partitions is not None:
+            raise DeclarationError(f"{where}: partitions are for messages in order; say ordered_by= what")
         if ordered_by is not None:
             if ordered_by not in pattern.parameters:
                 raise DeclarationError(
                     f"{where}: ordered_by is a {{parameter}} of the subject {pattern.declared!r}, "
                     f"not {ordered_by!r}"
                 )
-            self.partitions = check_count(f"{where}: partitions", partitions)
+            if isinstance(self.stream, StreamConfig) and self.stream.retention != "limits":
+                raise DeclarationError(
+                    f"{where}: ordered_by copies messages from a stream of retention 'limits', and "
+                    f"{self.stream.name!r} is of {self.stream.retention!r}, of which copies could be lost or "
+                    "made twice"
+                )
+            self.partitions = check_count(f"{where}: partitions", 8 if partitions is None else partitions)
             self._key = pattern.wire.split(".")[: pattern.parameters[ordered_by]].count("*") + 1
 
     @property
@@ -232,6 +258,7 @@ class Consumption:
             # What waits to be tried again must not keep others from being delivered.
             "max_ack_pending": 1 if self.partitions else _UNLIMITED,
             "deliver_policy": "all" if self.partitions else self.start,
+            "metadata": {OWNER: self._service},
         }
         if not self.partitions:
             return [config | _named(self.name, self.pattern.wire)]

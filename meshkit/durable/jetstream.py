@@ -202,6 +202,11 @@ class JetStream:
         found = await self._look(f"STREAM.MSG.GET.{stream}", _Found, {"seq": sequence})
         return found and found.message
 
+    async def last(self, stream: str, subject: str) -> StoredMessage | None:
+        """The last message of a stream on a subject, if there is one."""
+        found = await self._look(f"STREAM.MSG.GET.{stream}", _Found, {"last_by_subj": subject})
+        return found and found.message
+
     async def messages(self, stream: str, subject: str, sequence: int = 1) -> AsyncIterator[StoredMessage]:
         """The messages of a stream on the subjects of a pattern, the oldest first, from a number on."""
         verb = f"STREAM.MSG.GET.{stream}"

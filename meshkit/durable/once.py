@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from meshkit.durable.declaration import Consumption, nanoseconds
 from meshkit.durable.delivery import delivery
 from meshkit.durable.publisher import Publisher
-from meshkit.errors import ConnectionLost, DeadlineExceeded, MeshError, Unavailable, shortened
+from meshkit.errors import MeshError, shortened
 from meshkit.message import Handler, Request, Response
 from meshkit.subject import token
 from meshkit.transport import Transport
@@ -59,13 +61,21 @@ class Once:
         consumption: Whose messages.
         transport: Where JetStream is.
         publisher: Publishes to it.
+        waits: A block in which a message waits, and may be given back.
     """
 
-    def __init__(self, consumption: Consumption, transport: Transport, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        consumption: Consumption,
+        transport: Transport,
+        publisher: Publisher,
+        waits: Callable[[Request], AbstractContextManager[None]],
+    ) -> None:
         self._get = f"$JS.API.DIRECT.GET.{_stream(consumption)}."
         self._prefix = _prefix(consumption)
         self._transport = transport
         self._publisher = publisher
+        self._waits = waits
         self._loop = asyncio.get_running_loop()
         self._is_blind = False
 
@@ -95,7 +105,7 @@ class Once:
                 found = await self._transport.request(
                     self._get + subject, b"", b"", self._loop.time() + _PATIENCE
                 )
-            except (Unavailable, DeadlineExceeded, ConnectionLost) as error:
+            except MeshError as error:
                 why = str(error)
             else:
                 why = found.head.partition(b"\r\n")[0].decode(errors="replace").strip()
@@ -107,4 +117,5 @@ class Once:
                     "%s: waits, as it is not known what was handled: %s", request.handler, shortened(why)
                 )
             self._is_blind = True
-            await asyncio.sleep(_PAUSE)
+            with self._waits(request):
+                await asyncio.sleep(_PAUSE)

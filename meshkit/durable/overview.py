@@ -18,6 +18,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     Attributes:
         name: What it is called.
+        subjects: The messages that it is for.
         pending: Messages that have not been delivered yet.
         unacknowledged: Messages that have been, and nobody has said what became of them.
         redelivered: Those of them that have been more than once.
@@ -29,6 +30,7 @@ class Progress(msgspec.Struct, frozen=True):
     """
 
     name: str
+    subjects: list[str]
     pending: int
     unacknowledged: int
     redelivered: int
@@ -81,7 +83,8 @@ async def overview(js: JetStream) -> list[Overview]:
         if (copied := _copied(stream)) is not None and copied[0] in streams:
             source, consumer, subject = copied
             matching = await _matching(js, streams[source], [subject])
-            summed = _summed(consumer, consumers[name], matching, partitions=len(consumers[name]))
+            parts = consumers[name]
+            summed = _summed(consumer, [subject], parts, matching, partitions=len(parts))
             found[source].consumers.append(summed)
     for each in found.values():
         each.consumers.sort(key=lambda consumer: consumer.name)
@@ -109,13 +112,16 @@ def _copied(stream: StreamInfo) -> tuple[str, str, str] | None:
 async def _progress(js: JetStream, stream: StreamInfo, consumer: ConsumerInfo) -> Progress:
     config = consumer.config
     subjects = config.get("filter_subjects") or [config.get("filter_subject") or ">"]
-    return _summed(consumer.name, [consumer], await _matching(js, stream, subjects))
+    return _summed(consumer.name, subjects, [consumer], await _matching(js, stream, subjects))
 
 
-def _summed(name: str, parts: list[ConsumerInfo], matching: int | None, partitions: int = 0) -> Progress:
+def _summed(
+    name: str, subjects: list[str], parts: list[ConsumerInfo], matching: int | None, partitions: int = 0
+) -> Progress:
     unacknowledged = sum(part.num_ack_pending for part in parts)
     return Progress(
         name=name,
+        subjects=subjects,
         pending=sum(part.num_pending for part in parts),
         unacknowledged=unacknowledged,
         redelivered=sum(part.num_redelivered for part in parts),

@@ -5,13 +5,13 @@ import functools
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, cast
 
 import msgspec
 
 from meshkit.durable.dead import DEAD
-from meshkit.durable.declaration import NEXT, Consumption, StreamConfig
+from meshkit.durable.declaration import NEXT, OWNER, Consumption, StreamConfig
 from meshkit.durable.jetstream import Config, JetStream, JetStreamError, NoJetStream
 from meshkit.durable.once import remembered
 from meshkit.errors import ConfigError
@@ -26,6 +26,9 @@ _ROUNDS = 20
 _OTHERS = 0.25
 # Somebody was faster: a stream, a consumer of that name exists now, with another configuration.
 _TAKEN = (10058, 10013, 10148, 10149)
+
+# More replicas than servers, durations that cannot be: with another code, and no better the next time.
+_IMPOSSIBLE = (10052, 10074)
 
 _DURATIONS = ("max_age", "duplicate_window", "ack_wait")
 _LIMITS = ("max_age", "max_bytes", "max_msgs")
@@ -120,7 +123,7 @@ async def settle(
                 if error.number in _TAKEN:
                     break
                 error.message = f"{change.text[2:]}: {error.message}"
-                if error.code >= 500:
+                if error.code >= 500 and error.number not in _IMPOSSIBLE:
                     raise
                 raise ConfigError(error.message) from None
             log.info("%s", change.text)
@@ -145,17 +148,56 @@ async def plan(js: JetStream, streams: Iterable[StreamConfig], consumers: Iterab
     consumers, result = list(consumers), Plan()
     declared, subjects = _declared(streams, consumers)
     for config in declared.values():
-        await _plan_stream(js, config.config, result)
+        await _plan_stream(js, config.config, result, left_out=config.left_out)
     for name, consumed in subjects.items():
         await _plan_subjects(js, name, consumed, result)
     for each in consumers:
+        if other := await _elsewhere(js, each):
+            result.refusals.append(other)
+            continue
         for config in each.beside:
             await _plan_stream(js, config, result, is_ours=True)
         for config in each.consumers:
             await _plan_consumer(js, each.consumed, config, result)
-    if consumers and await js.stream(DEAD["name"]) is None:
-        await _plan_stream(js, DEAD, result)
+    if consumers:
+        await _plan_dead(js, [config.replicas for config in declared.values()], result)
     return result
+
+
+async def _plan_dead(js: JetStream, replicas: list[int], result: Plan) -> None:
+    """Dead letters are kept as safely as the messages were; what else is changed by hand stays."""
+    wanted, info = max(replicas, default=1), await js.stream(DEAD["name"])
+    if info is None:
+        await _plan_stream(js, DEAD | {"num_replicas": wanted}, result)
+    elif info.config.get("num_replicas", 1) < wanted:
+        await _plan_stream(js, {"name": DEAD["name"], "num_replicas": wanted}, result)
+
+
+async def _elsewhere(js: JetStream, wanted: Wanted) -> str | None:
+    """Why a consumer cannot be there: it was in order, or was not, and would get all messages again."""
+    source = wanted.stream if isinstance(wanted.stream, str) else wanted.stream.name
+    if source == wanted.consumed:
+        name = wanted.consumers[0]["name"]
+        info = await js.stream(f"{source}-{name}")
+        if info is None or not info.config.get("sources"):
+            return None
+        return (
+            f"consumer {name} of {source} was ordered_by, and without would get all messages again; "
+            f"give it another name=, or delete its stream by hand: nats stream rm {info.name}"
+        )
+    name = wanted.consumed.removeprefix(f"{source}-")
+    if await js.consumer(source, name) is not None:
+        return (
+            f"consumer {name} of {source} was not ordered_by, and would get all messages again; "
+            f"give it another name=, or delete it by hand: nats consumer rm {source} {name}"
+        )
+    info = await js.stream(source)
+    if info is None or info.config.get("retention", "limits") == "limits":
+        return None
+    return (
+        f"consumer {name}: ordered_by copies messages from a stream of retention 'limits', and {source} is "
+        f"of {info.config['retention']!r}, of which copies could be lost or made twice"
+    )
 
 
 def _declared(
@@ -173,14 +215,29 @@ def _declared(
     return declared, subjects
 
 
-async def _plan_stream(js: JetStream, wanted: Config, result: Plan, *, is_ours: bool = False) -> None:
+async def _plan_stream(
+    js: JetStream, wanted: Config, result: Plan, *, is_ours: bool = False, left_out: Collection[str] = ()
+) -> None:
     name = wanted["name"]
     info = await js.stream(name)
     if info is None:
         text = f"+ stream {name}: {_keeps(wanted)}"
         result.changes.append(Change(text, functools.partial(_create, js, wanted)))
         return
-    differing = {key: value for key, value in wanted.items() if not _same(key, info.config.get(key), value)}
+    if info.config.get("no_ack"):
+        result.refusals.append(
+            f"stream {name} acknowledges nothing (no_ack), so nobody knows what it has stored"
+        )
+        return
+    if "subjects" in wanted:
+        kept: list[str] = info.config.get("subjects") or []
+        others = [subject for subject in kept if not _covered(subject, wanted["subjects"])]
+        wanted = wanted | {"subjects": [*wanted["subjects"], *others]}
+    differing = {
+        key: value
+        for key, value in wanted.items()
+        if key not in left_out and not _same(key, info.config.get(key), value)
+    }
     # What is ours may be limited at any time: there are no messages in it that nobody else has.
     is_free = is_ours or not info.state.messages
     if destroyed := _destroyed(info.config, differing, is_free=is_free):
@@ -231,6 +288,21 @@ async def _plan_consumer(js: JetStream, stream: str, wanted: Config, result: Pla
         text = f"+ consumer {name} of {stream}: {wanted['filter_subject']}"
         result.changes.append(Change(text, functools.partial(js.put_consumer, stream, wanted)))
         return
+    metadata: dict[str, str] = info.config.get("metadata") or {}
+    owner = metadata.get(OWNER)
+    if owner is not None and owner != wanted["metadata"][OWNER]:
+        result.refusals.append(
+            f"consumer {name} of {stream} is that of service {owner!r}, and each message would go to one of "
+            "the two; give it another name="
+        )
+        return
+    for key in ("deliver_subject", "headers_only", "max_batch"):
+        if there := info.config.get(key):
+            result.refusals.append(
+                f"consumer {name} of {stream} has {key} {there!r}, with which messages do not come as they "
+                f"are; give it another name=, or delete it by hand: nats consumer rm {stream} {name}"
+            )
+            return
     for key in ("filter_subject", "ack_policy"):
         if (there := info.config.get(key, "")) != wanted[key]:
             result.refusals.append(
@@ -253,9 +325,6 @@ def _destroyed(there: Config, differing: Config, *, is_free: bool) -> list[str]:
     ]
     if "sources" in differing:
         found.append("another subject or number of partitions would change the order of what waits")
-    before: list[str] = there.get("subjects") or []
-    if lost := [subject for subject in before if not _covered(subject, differing.get("subjects", before))]:
-        found.append(f"{', '.join(lost)} would not be kept any more")
     if is_free:
         return found
     found.extend(

@@ -24,6 +24,8 @@ _AGAIN = 5.0
 # Seconds between attempts while JetStream starts.
 _PAUSE = 0.1
 _LONGEST_ID = 500
+# Subjects that are known to be kept.
+_MOST_KEPT = 1000
 # Messages after which the event loop has a turn: with a window's at once, server and client waited for each
 # other, and it took half as long again.
 _TURN = 16
@@ -138,6 +140,9 @@ class Publisher:
         self._enough = 0
         self._failures: list[tuple[str, MeshError]] = []
         self._published = 0
+        self._has_ended = False
+        # Subjects on which something was stored, the latest.
+        self._kept: dict[str, None] = {}
         self._ids = f"{secrets.token_hex(8)}-"
 
     async def publish(
@@ -162,13 +167,15 @@ class Publisher:
             ValueError: The subject, the id or a header is none.
             TypeError: msgspec cannot encode the message.
         """
+        if self._has_ended:
+            raise RuntimeError("the publisher's `async with` block has ended; publish within it")
         if self._failures:
             raise self._not_stored()
-        while len(self._under_way) >= self._window:
-            await self._fewer_than(max(1, self._window // 2))
         if self._published % _TURN == 0:
             # What was published goes out, and is stored while the next ones are encoded.
             await asyncio.sleep(0)
+        while len(self._under_way) >= self._window:
+            await self._fewer_than(max(1, self._window // 2))
         await self._prepare(_Unstored(self, id), subject, message, headers)
 
     async def store(self, subject: str, message: object, id: str | None, headers: Any) -> Stored:  # noqa: A002
@@ -206,12 +213,18 @@ class Publisher:
             await self._fewer_than(self._window)
         return _Unstored(self, id, self._loop.create_future())
 
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the server takes, headers included, in bytes."""
+        return self._transport.max_payload
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._has_ended = True
         if isinstance(error, asyncio.CancelledError):
             return
         await self._fewer_than(1)
@@ -219,6 +232,8 @@ class Publisher:
             return
         if error is None:
             raise self._not_stored()
+        if isinstance(error, NotStored):
+            error.failures.extend(self._failures)
         error.add_note(str(self._not_stored()))
 
     async def _fewer_than(self, enough: int) -> None:
@@ -308,13 +323,19 @@ class Publisher:
         elif not answer.stream:
             self._end(entry, MeshError(f"what answers on {entry.subject!r} is not JetStream"))
         else:
+            if entry.subject not in self._kept:
+                self._kept[entry.subject] = None
+                if len(self._kept) > _MOST_KEPT:
+                    del self._kept[next(iter(self._kept))]
             self._end(entry, answer)
 
     def _refused(self, entry: _Unstored) -> None:
-        if self._transport.is_settled or entry.deadline <= self._loop.time():
+        # Where there was a stream there will be one: its servers choose a leader.
+        may_come = entry.subject in self._kept or not self._transport.is_settled
+        if not may_come or entry.deadline <= self._loop.time():
             error = NoResponders(
-                f"no stream keeps {entry.subject!r}; declare one with that subject, "
-                "such as Service(..., streams=[StreamConfig(...)])"
+                f"no stream keeps {entry.subject!r}, or NATS has no JetStream; declare a stream with that "
+                "subject, such as Service(..., streams=[StreamConfig(...)])"
             )
             self._end(entry, error)
         else:

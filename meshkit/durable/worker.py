@@ -5,19 +5,21 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from meshkit.durable.dead import STREAM, bury
+from meshkit.durable.dead import bury
 from meshkit.durable.declaration import Consumption
 from meshkit.durable.delivery import DONE, NEVER, ONLY, attempt, later
 from meshkit.durable.jetstream import JetStream
 from meshkit.durable.publisher import Publisher
 from meshkit.durable.puller import Puller
-from meshkit.errors import BadRequest, MeshError, Redeliver, Reject
+from meshkit.durable.suspects import Suspects
+from meshkit.errors import BadRequest, Draining, MeshError, Redeliver, Reject
 from meshkit.headers import find
 from meshkit.message import CURRENT, Request
 from meshkit.transport import Message, Transport
@@ -67,7 +69,7 @@ class Worker:
         deliveries: What is counted.
         limit: How many messages are handled at a time.
         running: How many are.
-        waiting_for_quota: Those of them that wait until a rate limit lets them through.
+        suspects: Handles what may kill who handles it.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Worker:
         self.deliveries = Deliveries()
         self.limit = limit
         self.running = 0
-        self.waiting_for_quota: set[Request] = set()
+        # What waits within its task.
+        self._waiting: set[Request] = set()
         self._is_stopping = False
         # What was fetched ahead, and when it came.
         self._fetched: deque[tuple[Puller, Message, float]] = deque()
@@ -94,10 +97,9 @@ class Worker:
         self._name = name
         self._spawn = spawn
         self._tasks = running
-        # What was delivered too often is handled alone.
-        self._alone = asyncio.Lock()
         self._unknown = later(consumption.retry_delay)
         self._js = JetStream(transport)
+        self.suspects = Suspects(consumption, self._js, publisher, self.waits)
         self._loop = asyncio.get_running_loop()
         self._messages: Tappable
         self._watcher: asyncio.Task[None] | None = None
@@ -143,8 +145,25 @@ class Worker:
         while self._fetched:
             puller, message, _ = self._fetched.popleft()
             self._give_back(puller, message)
-        for request in self.waiting_for_quota:
+        for request in tuple(self._waiting):
             self._tasks[request].cancel()
+
+    @contextmanager
+    def waits(self, request: Request) -> Generator[None]:
+        """A block in which a message waits: if the instance stops, it is given back.
+
+        Raises:
+            Draining: The instance stops.
+        """
+        if self._is_stopping:
+            error = Draining()
+            error.own = True
+            raise error
+        self._waiting.add(request)
+        try:
+            yield
+        finally:
+            self._waiting.discard(request)
 
     async def close(self) -> None:
         """What runs has ended, or never will."""
@@ -196,8 +215,7 @@ class Worker:
             if not request.reply.startswith(puller.first) and (number := attempt(request.reply)) > 1:
                 self.deliveries.redelivered += 1
                 if number > self._consumption.max_deliver:
-                    verdict = await self._handle_alone(request)
-                    return
+                    self.suspects.add(request)
             await self._messages.stack(request)
             verdict = DONE
         except MeshError as error:
@@ -205,7 +223,7 @@ class Worker:
             request.deadline = math.inf
             verdict = await self._failed(request, error)
         except asyncio.CancelledError:
-            # The instance drains: the message waits for a rate limit, or its handler has taken too long.
+            # The instance drains: the message has to wait, or its handler takes too long.
             verdict = _AT_ONCE
             self.deliveries.returned += 1
             raise
@@ -218,44 +236,24 @@ class Worker:
                 of, message, arrived = self._fetched.popleft()
                 self._begin(of, message, perf_counter() - arrived)
 
-    async def _handle_alone(self, request: Request) -> bytes:
-        """Handle a message whose deliveries all came to no end; gives what the server is to be told.
-
-        It may have killed those that got it, or may have been beside one that did. It is handled once more,
-        and beside no other such message. Before that it is put to the dead letters, so that whoever gets it
-        next knows that it is the one.
-        """
-        source, name = self._consumption.source, self._consumption.name
-        why = f"none of {self._consumption.max_deliver} deliveries came to an end"
-        async with self._alone:
-            letter = await bury(self._publisher, request, source, name, why, is_suspect=True)
-            try:
-                if letter.duplicate:
-                    raise Reject(why)
-                await self._messages.stack(request)
-                verdict = DONE
-            except MeshError as error:
-                request.deadline = math.inf
-                verdict = await self._failed(request, error)
-            if verdict in (DONE, NEVER):
-                await self._clear(letter.seq)
-            return verdict
-
     async def _failed(self, request: Request, error: MeshError) -> bytes:
         """What the server is to be told of a message that was not handled."""
         number, most = attempt(request.reply), self._consumption.max_deliver
+        if isinstance(error, Draining) and error.own:
+            self.deliveries.returned += 1
+            return _AT_ONCE
         # One with a target is not about this message, but about one that the handler has sent.
         is_hopeless = isinstance(error, Reject | BadRequest) and error.target is None
         if number >= most or is_hopeless:
             return await self._bury(request, _told(error))
         self.deliveries.returned += 1
+        if isinstance(error, Redeliver) and error.delay is not None:
+            return later(error.delay)
         delay = self._delay(number)
-        if isinstance(error, Redeliver):
-            delay = error.delay
-        else:
+        if not isinstance(error, Redeliver):
             log.warning(
                 "%s: a message on %s was not handled, delivery %d of %d, again in %.1f s: %s",
-                *(self._name, request.subject, number, most, delay, error),
+                *(self._name, request.subject, number, most, delay, _told(error)),
             )
         return later(delay)
 
@@ -269,21 +267,15 @@ class Worker:
     async def _bury(self, request: Request, why: str) -> bytes:
         source, name = self._consumption.source, self._consumption.name
         try:
-            await bury(self._publisher, request, source, name, why)
+            letter = await bury(self._publisher, self._js, request, source, name, why)
         except MeshError as error:
             where = f"{self._name}: a message on {request.subject}"
             log.error("%s could not be put to the dead letters: %s", where, error)  # noqa: TRY400 # of the mesh
             return later(self._consumption.retry_delay_most)
         self.deliveries.dead += 1
-        log.error("%s: a message on %s is a dead letter now: %s", self._name, request.subject, why)
+        where = f"{self._name}: a message on {request.subject}"
+        log.error("%s is the dead letter %d of %s now: %s", where, letter, name, why)
         return NEVER
-
-    async def _clear(self, letter: int) -> None:
-        """A message is suspected no more: it was handled, or there is another dead letter that says why."""
-        try:
-            await self._js.delete(STREAM, letter)
-        except MeshError as error:
-            log.warning("%s: dead letter %d stays, though it is done with: %s", self._name, letter, error)
 
     async def _watch(self) -> None:
         """Look how much there is to do."""

@@ -1,7 +1,8 @@
 """Rate limits: so many requests in so much time, and the rest is refused at once."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 
 from meshkit.errors import MeshError, RateLimited
 from meshkit.message import Handler, Layer, Request, Response
@@ -35,12 +36,12 @@ def rate_limit(*quotas: Quota) -> Layer:
     return layer
 
 
-def patient(quota: Quota, waiting: set[Request]) -> Layer:
+def patient(quota: Quota, waits: Callable[[Request], AbstractContextManager[None]]) -> Layer:
     """Let through what the quota lets through, and have the rest wait until it does.
 
     Args:
         quota: What counts.
-        waiting: What waits, for who wants to end that.
+        waits: A block in which a request waits, for who wants to end that.
     """
 
     def layer(following: Handler) -> Handler:
@@ -50,11 +51,8 @@ def patient(quota: Quota, waiting: set[Request]) -> Layer:
                     if (ready := quota.take(request)) is not None:
                         await ready
                 except RateLimited as error:
-                    waiting.add(request)
-                    try:
+                    with waits(request):
                         await asyncio.sleep(error.retry_after or _PAUSE)
-                    finally:
-                        waiting.discard(request)
                 else:
                     return await following(request)
 

@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import pty
+import signal
 import sys
 
 import msgspec
@@ -141,7 +142,10 @@ async def test_the_newest_of_some(command, mesh, billing, js):
     [told] = json.loads(of_ship[1])
     assert (told["consumer"], told["attempts"], told["bytes"]) == ("ship", 1, 1)
     assert of_ship[2] == ""
-    assert of_other == (0, "", "There is no dead letter.\n")
+    assert of_other == (0, "", "There is no dead letter of stream OTHER.\n")
+    for action, *choice in (("ls",), ("replay", "--all", "--yes"), ("drop", "--all", "--yes")):
+        done = await command("dead", action, *choice, "--stream", "ORDERS", "--consumer", "nope")
+        assert done == (0, "", "There is no dead letter of consumer nope of stream ORDERS.\n")
 
 
 async def test_drop(command, mesh, billing, js):
@@ -151,8 +155,6 @@ async def test_drop(command, mesh, billing, js):
     assert await command("dead", "drop", "1", "99") == (1, "", "meshkit: there is no dead letter 99\n")
     assert await command("dead", "drop", "1", "3", "1") == (0, "2 dead letters dropped\n", "")
     assert [row["number"] for row in rows((await command("dead", "ls"))[1])] == ["2", "4"]
-    code, out, _ = await command("dead", "drop", "--all", "--consumer", "ship", "--yes")
-    assert (code, out) == (0, "0 dead letters dropped\n")
     code, out, _ = await command("dead", "drop", "--all", "--yes")
     assert (code, out) == (0, "2 dead letters dropped\n")
 
@@ -216,9 +218,8 @@ async def test_on_a_narrow_terminal(on_terminal, mesh, billing, js):
 async def test_it_asks_before_all_are_dropped(nats_server, mesh, billing, js, tmp_path):
     await publish(mesh, Order(1), Order(3))
     await dead(js, 2)
-    for answer, left in ((b"n\n", 2), (b"y\n", 0)):
+    for answer, code, left in ((b"n\n", 1, 2), (b"", 130, 2), (b"y\n", 0, 0)):
         terminal, end = pty.openpty()
-        os.write(terminal, answer)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "meshkit", "dead", "drop", "--all"),
             stdin=end,
@@ -227,8 +228,16 @@ async def test_it_asks_before_all_are_dropped(nats_server, mesh, billing, js, tm
             cwd=tmp_path,
             env={**os.environ, "NATS_URL": nats_server.url, "TERM": "xterm"},
         )
-        assert await process.wait() == (1 if left else 0)
-        assert b"Drop 2 dead letters? [y/N]" in os.read(terminal, 4096)
+        shown = b""
+        while b"Drop 2 dead letters? [y/N]" not in shown:
+            shown += await asyncio.to_thread(os.read, terminal, 4096)
+        if answer:
+            os.write(terminal, answer)
+        else:
+            process.send_signal(signal.SIGINT)  # what a terminal makes of Ctrl-C
+        assert await process.wait() == code
+        os.write(end, b".")
+        assert (b"Aborted!" in os.read(terminal, 4096)) == (code == 1)
         os.close(end)
         os.close(terminal)
         assert (await js.stream("MESH_DEAD")).state.messages == left
@@ -236,7 +245,15 @@ async def test_it_asks_before_all_are_dropped(nats_server, mesh, billing, js, tm
 
 MISTAKES = [
     (["show", "7"], 1, "meshkit: there is no dead letter 7"),
-    (["show", "0"], 2, "Error: Invalid value for 'NUMBER': 0 is not in the range x>=1."),
+    *(
+        ([*action, number], 2, f"Error: Invalid value for {of}: a number from 1 is wanted.")
+        for action, of in (
+            (["show"], "'NUMBER'"),
+            (["drop"], "'[NUMBER]...'"),
+            (["ls", "--limit"], "'--limit'"),
+        )
+        for number in ("0", "abc", "9" * 19)
+    ),
     (["ls", "--consumer", "a.>"], 2, "Error: Invalid value for '--consumer': consumer name 'a.>' may hold"),
     (["replay"], 2, "Error: give the NUMBER of each dead letter, or --all"),
     (["replay", "7", "--all", "--yes"], 2, "Error: give the NUMBER of each dead letter, or --all"),

@@ -96,6 +96,8 @@ async def test_streams_and_how_far_their_consumers_are(command, billing):
     )
     assert (bill["messages"], bill["limits"]) == ("15", "7d, 1.0 MB")
     assert (bill["matching"], bill["done"]) == ("5", "3")
+    assert (bill["subjects"], bill["consumer subjects"]) == ("orders.>", "orders.created")
+    assert follow["consumer subjects"] == "orders.*.changed"
     assert int(bill["lag"]) + int(bill["unacknowledged"]) == 2
     # The partitions of a consumer are one, of the stream whose messages they handle.
     assert (follow["partitions"], follow["matching"], follow["done"]) == ("3", "10", "6")
@@ -115,9 +117,9 @@ async def test_one_stream_and_those_that_are_made_for_others(command, billing):
         604800,
         None,
     )
-    assert [(each["name"], each["done"]) for each in orders["consumers"]] == [
-        ("billing-bill", 3),
-        ("billing-follow", 6),
+    assert [(each["name"], each["subjects"], each["done"]) for each in orders["consumers"]] == [
+        ("billing-bill", ["orders.created"], 3),
+        ("billing-follow", ["orders.*.changed"], 6),
     ]
     everything = rows((await command("streams", "--all"))[1])
     assert {stream for stream, _ in everything} == {
@@ -142,6 +144,19 @@ async def test_on_a_narrow_terminal(on_terminal, billing):
     assert bill[2] == "60%"
     assert any(line.startswith("  billing-follow (3)  ") for line in lines)
     assert "… 3 more that others need; --all shows them" in lines
+
+
+async def test_a_stream_in_one_line_says_what_there_is_room_for(on_terminal, mesh):
+    await mesh.declare(StreamConfig("A", ["a"], max_age="7d"))
+    long = StreamConfig("LONG", ["a-subject-that-is-long.>"], max_age="7d", max_messages=100_000)
+    await mesh.declare(long)
+    await mesh.declare(StreamConfig("X" * 70, ["x"]))
+    await mesh.publish("a", 1, durable=True)
+    await mesh.publish("a-subject-that-is-long.b", 1, durable=True)
+    first, second, third = (await on_terminal("streams")).splitlines()
+    assert re.fullmatch(r"A  1 message · \d+ bytes · last \w+ ago · at most 7d · a", first)
+    assert re.fullmatch(r"LONG  1 message · last \w+ ago · at most 7d, 100,000 messages", second)
+    assert third == "X" * 59 + "…"
 
 
 async def test_watched_in_a_pipe(nats_server, mesh, billing, tmp_path):

@@ -143,7 +143,7 @@ async def test_messages_of_a_stream(meshkit, on_terminal, mesh):
     @service.consume("tapped.booked", stream=StreamConfig("TAPPED", ["tapped.>"], storage="memory"))
     async def bill(order: int, ctx: Context) -> None:
         if ctx.delivery.attempt < 3:
-            raise Redeliver("the till is locked", delay="10ms")
+            raise Redeliver("10ms", "the till is locked")
 
     async def book():
         while True:

@@ -52,18 +52,24 @@ async def test_a_message_is_acknowledged_when_its_handler_returns(mesh, stream, 
 async def test_calls_and_events_have_no_delivery(mesh):
     service, seen = Service("shop"), []
 
+    def look(ctx):
+        with pytest.raises(RuntimeError, match="is no message of a stream") as error:
+            _ = ctx.delivery
+        seen.append(str(error.value))
+
     @service.endpoint("shop.ask")
-    async def ask(ctx: Context) -> bool:
-        return ctx.delivery is None
+    async def ask(ctx: Context) -> None:
+        look(ctx)
 
     @service.subscribe("shop.told")
     async def told(ctx: Context) -> None:
-        seen.append(ctx.delivery)
+        look(ctx)
 
     async with mesh.serve(service):
-        assert await mesh.call("shop.ask")
+        await mesh.call("shop.ask")
         await mesh.publish("shop.told")
-        await until(lambda: seen == [None])
+        await until(lambda: len(seen) == 2)
+    assert seen == [f"what came on 'shop.{what}' is no message of a stream" for what in ("ask", "told")]
 
 
 async def test_a_def_handler_runs_in_a_thread(mesh, stream, subject, said):
@@ -162,7 +168,9 @@ async def test_what_fails_is_delivered_again_after_delays_that_double(
     assert letter.instance.startswith("shop/")
     assert (counted.redelivered, counted.returned, counted.dead) == (5, 5, 1)
     assert "delivery 2 of 6, again in 0." in caplog.text
-    assert "is a dead letter now: ValueError: broken pipe dream" in caplog.text
+    assert (
+        f"is the dead letter {letter.number} of shop-fail now: ValueError: broken pipe dream" in caplog.text
+    )
 
 
 async def test_a_handler_names_the_delay(mesh, stream, subject, said, letters, caplog):
@@ -171,7 +179,7 @@ async def test_a_handler_names_the_delay(mesh, stream, subject, said, letters, c
     @service.consume(f"{subject}.later", stream=stream, max_deliver=4)
     async def work(ctx: Context) -> None:
         attempt = ctx.delivery.attempt
-        raise Redeliver("not yet", delay=(0, "50ms", 0.02, "1h")[attempt - 1])
+        raise Redeliver((0, "50ms", 0.02, "1h")[attempt - 1], "not yet")
 
     async with mesh.serve(service) as instance:
         await mesh.publish(f"{subject}.later", durable=True)
@@ -372,3 +380,34 @@ async def test_what_cannot_be_put_to_the_dead_letters_stays(tmp_path, stream, su
             async with asyncio.timeout(5):
                 while not [letter async for letter in dead.dead_letters(js)]:
                     await asyncio.sleep(0.01)
+
+
+async def test_a_bare_redeliver_comes_after_the_usual_delay(mesh, stream, subject, said):
+    service = Service("shop")
+
+    @service.consume(f"{subject}.a", stream=stream, retry_delay="80ms", max_deliver=2)
+    async def work(ctx: Context) -> None:
+        if ctx.delivery.attempt == 1:
+            raise Redeliver
+
+    async with mesh.serve(service):
+        await mesh.publish(f"{subject}.a", durable=True)
+        await until(lambda: len(said) == 2)
+    [delay] = delays(said)
+    assert 0.04 <= delay <= 0.08
+
+
+async def test_a_refusal_of_a_message_that_the_handler_sends_is_no_word_on_its_own(
+    mesh, stream, subject, said
+):
+    service = Service("shop")
+
+    @service.consume(f"{subject}.a", stream=stream, retry_delay="20ms", max_deliver=2)
+    async def work(ctx: Context) -> None:
+        if ctx.delivery.attempt == 1:
+            await ctx.mesh.publish("elsewhere", b"x" * 2_000_000)
+
+    async with mesh.serve(service):
+        await mesh.publish(f"{subject}.a", durable=True)
+        await until(lambda: len(said) == 2)
+    assert said[-1][1] == b"+ACK"

@@ -220,3 +220,38 @@ async def test_endpoints_groups_and_consumers_live_in_one_service(mesh, stream, 
         info = await mesh.service("shop")
         assert [endpoint.name for endpoint in info.endpoints] == ["count"] or info.endpoints
     assert handled == ["thing"]
+
+
+@pytest.mark.parametrize("how", ["a stream that is gone", "a limit that is used up"])
+async def test_what_was_delivered_too_often_without_its_handler_is_handled_in_the_end(
+    mesh, stream, subject, letters, how
+):
+    """However often an instance had to give it back: that says nothing of the message."""
+    js, handled = JetStream(mesh.transport), []
+    limited = {"rate_limit": "1/hour"} if how.startswith("a limit") else {"deduplicate": "1d"}
+
+    def service(**given):
+        made = Service("shop")
+
+        @made.consume(f"{subject}.a", stream=stream, max_deliver=2, **given)
+        async def work(number: int) -> None:
+            handled.append(number)
+
+        return made
+
+    async with mesh.serve(service(**limited)):
+        await mesh.publish(f"{subject}.a", 0, durable=True)
+        await until(lambda: handled == [0])
+    if "deduplicate" in limited:
+        await js.ask(f"STREAM.DELETE.MESH_DONE-{stream.name}-shop-work", dict)
+    await mesh.publish(f"{subject}.a", 1, durable=True)
+    for _ in range(4):
+        waiting = service(rate_limit="1/hour")
+        async with mesh.serve(waiting):
+            await mesh.publish(f"{subject}.a", 2, durable=True)
+            await asyncio.sleep(0.1)
+            leaving = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - leaving < 2
+    async with mesh.serve(service()):
+        await until(lambda: {1, 2} <= set(handled))
+    assert await letters(mesh) == []

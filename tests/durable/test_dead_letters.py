@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from support import until
 
-from meshkit import Context, MeshError, NotFound, Reject, Service
+from meshkit import BadRequest, Context, MeshError, NotFound, Reject, Service
 from meshkit.durable import dead
 from meshkit.durable.jetstream import JetStream
 from meshkit.headers import render
@@ -132,3 +132,66 @@ async def test_a_letter_that_says_no_subject_cannot_be_replayed(mesh, subject, l
     with pytest.raises(MeshError, match="it cannot be published where it says: subject"):
         await dead.replay(js, publisher, letter)
     await dead.drop(js, letter)
+
+
+async def test_a_message_that_leaves_no_room_is_cut(mesh, stream, subject, letters):
+    service, handled = Service("shop"), []
+
+    @service.consume(f"{subject}.{{key}}", stream=stream, ordered_by="key", partitions=1)
+    async def work(key: str, what: bytes) -> None:
+        if len(what) > 1:
+            raise Reject("too much")
+        handled.append(what)
+
+    most = mesh.transport.max_payload - 200
+    async with mesh.serve(service):
+        await mesh.publish(f"{subject}.a", b"x" * most, durable=True, id="large", headers={"Tenant": "blue"})
+        await mesh.publish(f"{subject}.a", b"y", durable=True)
+        await until(lambda: handled == [b"y"])
+        [letter] = await letters(mesh)
+        assert (letter.cut, letter.id, letter.headers, letter.error) == (
+            most,
+            "large",
+            {},
+            "422 Reject: too much",
+        )
+        assert most - 2000 < len(letter.payload) < most
+        with pytest.raises(BadRequest, match=rf"of its {most:,} bytes; the message is, or was, number 1 of"):
+            await dead.replay(JetStream(mesh.transport), mesh.publisher(), letter)
+
+
+async def test_what_fails_again_is_a_letter_again_though_the_first_was_dropped(
+    mesh, stream, subject, letters
+):
+    js = JetStream(mesh.transport)
+    service = Service("shop")
+
+    @service.consume(f"{subject}.a", stream=stream)
+    async def work() -> None:
+        raise Reject("never")
+
+    async with mesh.serve(service):
+        await mesh.publish(f"{subject}.a", durable=True)
+        async with asyncio.timeout(5):
+            while not (found := await letters(mesh)):
+                await asyncio.sleep(0.01)
+    await dead.drop(js, found[0])
+    await js.ask(f"CONSUMER.DELETE.{stream.name}.shop-work", dict)
+    async with mesh.serve(service), asyncio.timeout(5):
+        while not await letters(mesh):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_mark_is_no_dead_letter(mesh, stream, subject):
+    await mesh.declare(stream)
+    service = Service("shop")
+
+    @service.consume(f"{subject}.a", stream=stream)
+    async def work() -> None: ...
+
+    async with mesh.serve(service):
+        mark = await mesh.publisher().send_bytes(f"{dead.subject_of(stream.name, 'shop-work')}.suspect.1")
+        js = JetStream(mesh.transport)
+        with pytest.raises(NotFound):
+            await dead.dead_letter(js, mark.seq)
+        assert [each async for each in dead.dead_letters(js, stream.name)] == []

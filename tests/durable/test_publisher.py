@@ -69,7 +69,7 @@ async def test_what_cannot_be_stored_is_told_in_a_sentence(mesh, stream, subject
     await mesh.declare(
         stream, StreamConfig(f"{stream.name}-full", [f"full.{subject}"], max_messages=2, discard="new")
     )
-    with pytest.raises(NoResponders, match=f"no stream keeps 'no.{subject}'; declare one"):
+    with pytest.raises(NoResponders, match=f"no stream keeps 'no.{subject}', or NATS has no"):
         await mesh.publish(f"no.{subject}", durable=True)
     with pytest.raises(BadRequest, match=r"is 1,\d{3},\d{3} bytes, the server takes 1,048,576"):
         await mesh.publish(f"{subject}.a", b"x" * (1024 * 1024 - 20), durable=True)
@@ -351,3 +351,52 @@ async def test_what_waits_for_the_connection_behind_others_is_given_up_at_its_ow
             with pytest.raises(DeadlineExceeded):
                 await asyncio.wait_for(hasty, 1.5)
             patient.cancel()
+
+
+async def test_so_many_are_under_way_whoever_publishes(mesh, subject):
+    got = await imitate(mesh, subject, lambda number: None)
+    publisher = mesh.publisher(window=4)
+    tasks = [asyncio.create_task(publisher.publish(subject, number)) for number in range(100)]
+    await until(lambda: len(got) == 4)
+    await asyncio.sleep(0.05)
+    assert len(got) == 4
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_all_that_is_not_stored_is_named(mesh, stream, subject):
+    await mesh.declare(StreamConfig(f"{stream.name}-few", [f"few.{subject}"], max_messages=5, discard="new"))
+    published = []
+
+    async def publish():
+        async with mesh.publisher(window=50) as publisher:
+            for number in range(60):
+                await publisher.publish(f"few.{subject}", id=str(number))
+                published.append(str(number))
+
+    with pytest.raises(NotStored) as error:
+        await publish()
+    assert len(published) > 5
+    assert {each for each, _ in error.value.failures} == set(published[5:])
+
+
+async def test_a_publisher_ends_with_its_block(mesh, stream, subject):
+    await mesh.declare(stream)
+    async with mesh.publisher() as publisher:
+        await publisher.publish(f"{subject}.a")
+    with pytest.raises(RuntimeError, match="block has ended; publish within it"):
+        await publisher.publish(f"{subject}.a")
+
+
+async def test_a_stream_that_has_stored_is_waited_for(mesh, stream, subject):
+    js = JetStream(mesh.transport)
+    await mesh.declare(stream)
+    async with mesh.publisher() as publisher:
+        await publisher.store(f"{subject}.a", 1, None, None)
+        await js.ask(f"STREAM.DELETE.{stream.name}", dict)
+        again = asyncio.create_task(publisher.store(f"{subject}.a", 2, None, None))
+        await asyncio.sleep(0.3)
+        assert not again.done()
+        await mesh.declare(stream)
+        assert (await again).seq == 1

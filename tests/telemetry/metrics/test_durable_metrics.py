@@ -52,7 +52,7 @@ def billing(gate, handled):
     async def bill(order: int, ctx: Context) -> None:
         match order, ctx.delivery.attempt:
             case (1, 1):
-                raise Redeliver("later")
+                raise Redeliver(0, "later")
             case (2, _):
                 raise ZeroDivisionError
             case (3, _):

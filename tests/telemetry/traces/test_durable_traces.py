@@ -65,7 +65,7 @@ def broken(attempt):
     if attempt == 1:
         raise ZeroDivisionError("no change")
     if attempt == 2:
-        raise Redeliver("the till is locked", delay="10ms")
+        raise Redeliver("10ms", "the till is locked")
 
 
 def never(attempt):
