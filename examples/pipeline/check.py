@@ -7,6 +7,8 @@ from typing import NamedTuple
 from cities import OBJECTS, first_cities
 from database import database
 
+from meshkit import ConfigError, Unavailable
+
 
 class Report(NamedTuple):
     """What is in the database.
@@ -34,6 +36,7 @@ def check() -> Report:
 
     Raises:
         Unavailable: There is none.
+        ConfigError: `DATABASE_URL` is wrong, or psycopg is not installed.
     """
     with database() as db:
         rows = db.execute("SELECT * FROM cities ORDER BY geonameid").fetchall()
@@ -46,7 +49,10 @@ def check() -> Report:
 
 
 if __name__ == "__main__":
-    report = check()
+    try:
+        report = check()
+    except (Unavailable, ConfigError) as error:
+        sys.exit(f"check.py: {getattr(error, 'message', error)}")
     print(
         f"{report.rows} objects saved, {report.missing} missing; each once: {'ok' if report.ok else 'NOT OK'}"
     )

@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator
 from cities import CHUNKS, OBJECTS, first_cities, part
 from database import answers, prepare, save
 from geography import World, mapped_chunk, world
-from messages import MAPPER_DATA, PROCESSED_DATA, SAVER_DATA, Chunk, MappedChunk, Saved
+from messages import Chunk, MappedChunk, Saved
 
 from meshkit import Context, Job, Mesh, Service, StreamConfig
+from meshkit.durable.jetstream import JetStream
+
+# Subjects of its own: on one server, what the other variant sends is not for these streams.
+MAPPER_DATA, SAVER_DATA, PROCESSED = "pipeline.mapper_data", "pipeline.saver_data", "pipeline.processed_data"
 
 # Each message has an id, and is stored once, whoever sends it again because somebody was killed.
-WORK = StreamConfig("PIPELINE", [MAPPER_DATA, SAVER_DATA], max_age="1d", duplicate_window="1d")
-DONE = StreamConfig("PIPELINE_DONE", [PROCESSED_DATA], max_age="1d", duplicate_window="1d")
+WORK = StreamConfig("PIPELINE", [MAPPER_DATA, SAVER_DATA], duplicate_window="30d")
+DONE = StreamConfig("PIPELINE_DONE", [PROCESSED], duplicate_window="30d")
 
 fetcher = Service("fetcher", version="2.0.0", description="Sends the data, all of it", streams=[WORK])
 mapper = Service("mapper", version="2.0.0", description="Finds out what is around each city")
@@ -27,13 +31,16 @@ log = logging.getLogger("pipeline")
 
 @fetcher.lifespan
 async def send(mesh: Mesh) -> AsyncIterator[Job]:
-    """Have everything stored. What was stored before this fetcher is not stored again."""
+    """Have everything stored. What was stored before is not stored again, and what is done is counted."""
     async with mesh.publisher() as publisher:
         for number in range(CHUNKS):
             chunk = Chunk(number, part(first_cities(), number))
             await publisher.publish(MAPPER_DATA, chunk, id=f"chunk-{number}")
     log.info("Sent data, all %d chunks of it", CHUNKS)
-    yield mesh.job("chunks", CHUNKS, sent=CHUNKS)
+    done = await JetStream(mesh.transport).stream(DONE.name)
+    if done.state.messages == CHUNKS:
+        log.info("All %d chunks are saved: %d objects", CHUNKS, OBJECTS)
+    yield mesh.job("chunks", CHUNKS, sent=CHUNKS, done=done.state.messages)
 
 
 @mapper.lifespan
@@ -60,13 +67,13 @@ async def open_database() -> AsyncIterator[None]:
 async def write(chunk: MappedChunk, ctx: Context) -> None:
     """Save a chunk; when that is certain, have it stored that it is."""
     await asyncio.to_thread(save, chunk)
-    await ctx.mesh.publish(PROCESSED_DATA, Saved(chunk.number), durable=True, id=f"saved-{chunk.number}")
+    await ctx.mesh.publish(PROCESSED, Saved(chunk.number), durable=True, id=f"saved-{chunk.number}")
 
 
-@fetcher.consume(PROCESSED_DATA, stream=DONE)
+@fetcher.consume(PROCESSED, stream=DONE)
 async def count(saved: Saved, ctx: Context) -> None:
     """Tell how far it is: each chunk is in that stream once, so the numbers of its messages count them."""
     ctx.state.done = max(ctx.state.done, ctx.delivery.sequence)
-    log.info("Saved data #%d, %d remaining", saved.number, CHUNKS - ctx.delivery.sequence)
+    log.info("Saved data #%d, %d remaining", saved.number, ctx.state.left)
     if ctx.delivery.sequence == CHUNKS:
         log.info("All %d chunks are saved: %d objects", CHUNKS, OBJECTS)

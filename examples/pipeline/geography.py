@@ -8,17 +8,25 @@ import asyncio
 import heapq
 import math
 import os
+import re
 from typing import NamedTuple
 
 from cities import LargerCity, larger_cities
 from messages import Chunk, City, MappedChunk, MappedCity, Near
+
+from meshkit import ConfigError
 
 EARTH_RADIUS = 6371.0088  # km, the mean radius R1 of the GRS 80 ellipsoid
 NEAREST = 10
 AROUND = 100.0  # km
 
 # To show scaling on a machine with few cores: the seconds that a chunk takes, next to none of a processor.
-SERVICE_TIME = float(os.environ.get("PIPELINE_SERVICE_TIME", "0"))
+SERVICE_TIME_GIVEN = os.environ.get("PIPELINE_SERVICE_TIME", "0")
+if not re.fullmatch(r"[0-9]*\.?[0-9]+", SERVICE_TIME_GIVEN):
+    raise ConfigError(
+        f"PIPELINE_SERVICE_TIME is a number of seconds, such as 0.5, not {SERVICE_TIME_GIVEN!r}"
+    )
+SERVICE_TIME = float(SERVICE_TIME_GIVEN)
 LARGER = 1_000_000 if SERVICE_TIME else 50_000  # people, to be a larger city
 
 Direction = tuple[float, float, float]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from cities import CHUNKS, OBJECTS
-from database import FOLDER
+from database import data_file, which
 
 from meshkit import ConfigError
 
@@ -57,22 +57,25 @@ def record() -> Iterator[Record]:
     """Open the record, or begin one with all chunks in it.
 
     Raises:
-        ConfigError: Another fetcher has it, or it is of another number of objects.
+        ConfigError: Another fetcher has it; it is of another number of objects, or of another database;
+            or there is no folder for it.
     """
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / "record.sqlite"
+    wanted = OBJECTS, which()
+    file = data_file("record.sqlite")
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as db:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed: there is one fetcher
         try:
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             raise ConfigError(f"{file}: {error}; there can be only one fetcher") from None
-        objects = db.execute("PRAGMA user_version").fetchone()[0]
-        if objects == 0:
+        if not db.execute("SELECT * FROM sqlite_master").fetchall():
+            db.execute("CREATE TABLE work (objects INTEGER, place TEXT)")
+            db.execute("INSERT INTO work VALUES (?, ?)", wanted)
             db.execute("CREATE TABLE unsaved (chunk INTEGER PRIMARY KEY)")
             db.executemany("INSERT INTO unsaved VALUES (?)", ((number,) for number in range(CHUNKS)))
-            db.execute(f"PRAGMA user_version = {OBJECTS}")
-        elif objects != OBJECTS:
-            raise ConfigError(f"{file} is of {objects} objects, not {OBJECTS}; to begin anew remove {FOLDER}")
+        [found] = db.execute("SELECT * FROM work")
+        if found != wanted:
+            one, other = ("{} objects in {}".format(*each) for each in (found, wanted))
+            raise ConfigError(f"{file} is of {one}, not of {other}; to begin anew remove {file.parent}")
         db.execute("COMMIT")
         yield Record(db, [number for (number,) in db.execute("SELECT chunk FROM unsaved ORDER BY chunk")])

@@ -49,6 +49,10 @@ class Suspects:
         """Suspect a message."""
         self._requests.add(request)
 
+    def forget(self, request: Request) -> None:
+        """It has not come to the layer, if it was suspected."""
+        self._requests.discard(request)
+
     def layer(self, following: Handler) -> Handler:
         """Handle suspects one at a time, and others as they come."""
 

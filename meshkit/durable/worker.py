@@ -221,11 +221,13 @@ class Worker:
         except MeshError as error:
             # What is done now is not the handler's, and neither are the tasks that it has started.
             request.deadline = math.inf
+            self.suspects.forget(request)
             verdict = await self._failed(request, error)
         except asyncio.CancelledError:
             # The instance drains: the message has to wait, or its handler takes too long.
             verdict = _AT_ONCE
             self.deliveries.returned += 1
+            self.suspects.forget(request)
             raise
         finally:
             request.deadline = math.inf

@@ -16,7 +16,18 @@ from types import SimpleNamespace
 
 PIPELINE = Path(__file__).parents[2] / "examples" / "pipeline"
 OBJECTS = 700
-NAMES = ("messages", "cities", "geography", "database", "record", "fetcher", "mapper", "saver", "check")
+NAMES = (
+    "messages",
+    "cities",
+    "geography",
+    "database",
+    "record",
+    "fetcher",
+    "mapper",
+    "saver",
+    "durable",
+    "check",
+)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,12 @@
 """The services of `examples/pipeline` one by one: what each does, and what it tells the others."""
 
+import asyncio
 import math
+import os
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pipelines
@@ -19,8 +24,7 @@ def imported():
 
 @pytest.fixture
 def pipeline(imported, tmp_path, monkeypatch):
-    for module in (imported.database, imported.record):
-        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(imported.database, "FOLDER", tmp_path)
     return imported
 
 
@@ -93,6 +97,27 @@ def test_number_of_objects_that_cannot_be(monkeypatch, objects):
         pass
 
 
+@pytest.mark.parametrize("seconds", ["x", "-1", "inf"])
+def test_service_time_that_cannot_be(monkeypatch, seconds):
+    with (
+        pytest.raises(
+            ConfigError,
+            match=f"^PIPELINE_SERVICE_TIME is a number of seconds, such as 0.5, not '{seconds}'$",
+        ),
+        pipelines.modules(monkeypatch, PIPELINE_SERVICE_TIME=seconds),
+    ):
+        pass
+
+
+async def test_folder_that_cannot_be(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.database, "FOLDER", Path("/dev/null"))
+    sentence = "^PIPELINE_DATA is a folder to write to, not /dev/null: "
+    with pytest.raises(ConfigError, match=sentence), pipeline.record.record():
+        pass
+    with pytest.raises(ConfigError, match=sentence):
+        pipeline.database.prepare()
+
+
 async def test_record_gives_each_chunk_once_until_patience_is_over(pipeline):
     with pipeline.record.record() as record:
         assert [record.take(100), record.take(101), record.take(102), record.take(103)] == [0, 1, 2, None]
@@ -126,7 +151,18 @@ async def test_record_of_another_number_of_objects_is_not_taken(pipeline, monkey
     with pipeline.record.record():
         pass
     monkeypatch.setattr(pipeline.record, "OBJECTS", 300)
-    message = rf"record.sqlite is of 250 objects, not 300; to begin anew remove {tmp_path}$"
+    message = rf"of 250 objects in SQLite, not of 300 objects in SQLite; to begin anew remove {tmp_path}$"
+    with pytest.raises(ConfigError, match=message), pipeline.record.record():
+        pass
+
+
+async def test_record_of_another_database_is_not_taken(pipeline, monkeypatch):
+    with pipeline.record.record():
+        pass
+    monkeypatch.setattr(pipeline.database, "URL", "postgresql://me:secret@db.example:5433/cities")
+    message = (
+        "of 250 objects in SQLite, not of 250 objects in PostgreSQL host=db.example port=5433 dbname=cities;"
+    )
     with pytest.raises(ConfigError, match=message), pipeline.record.record():
         pass
 
@@ -162,6 +198,28 @@ async def test_check_finds_what_is_missing_too_much_or_different(pipeline):
     with pipeline.database.database() as db:
         db.execute("UPDATE cities SET geonameid = 13 WHERE geonameid = 12")
     assert (pipeline.check.check().ok, pipeline.check.check().missing) == (False, 1)
+
+
+def checked(folder, **environment):
+    """`python check.py`: its exit code, and what it says on standard error."""
+    done = subprocess.run(
+        [sys.executable, pipelines.PIPELINE / "check.py"],
+        env=os.environ | {"PIPELINE_DATA": str(folder), "DATABASE_URL": ""} | environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+def test_check_without_a_database_says_so_and_makes_none(tmp_path):
+    folder = tmp_path / "none"
+    sentence = f"check.py: the database {folder / 'cities.sqlite'}: unable to open database file\n"
+    assert checked(folder) == (1, sentence)
+    assert not folder.exists()
+    code, said = checked(folder, DATABASE_URL="mysql://x")
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("check.py: DATABASE_URL is no URL of a PostgreSQL database: ")
 
 
 @pytest.fixture
@@ -220,6 +278,37 @@ async def test_fetcher_says_that_all_is_saved_and_says_it_again_when_it_is_start
         assert caplog.messages == ["0 of 3 chunks are to be saved", end]
 
 
+async def test_durable_fetcher_that_starts_again_knows_how_far_it_is(mesh, pipeline, caplog):
+    """The streams know it; what the other variant sends on the same server is not for them."""
+    caplog.set_level("INFO", logger="pipeline")
+    durable = pipeline.durable
+    end = "All 3 chunks are saved: 250 objects"
+
+    async def save(number):
+        await mesh.publish(durable.PROCESSED, pipeline.messages.Saved(number), durable=True)
+
+    async with mesh.serve(durable.fetcher) as instance:
+        await mesh.publish(pipeline.messages.PROCESSED_DATA, pipeline.messages.Saved(0))
+        for number in (2, 0):
+            await save(number)
+        await until(lambda: instance.state.done == 2)
+    assert [line for line in caplog.messages if line.startswith("Saved")] == [
+        "Saved data #2, 2 remaining",
+        "Saved data #0, 1 remaining",
+    ]
+    await save(1)
+    jetstream = durable.JetStream(mesh.transport)
+    # The third message waits for the next fetcher, which has counted it already; none for the one after.
+    for delivered in (["Saved data #1, 0 remaining", end], []):
+        caplog.clear()
+        async with mesh.serve(durable.fetcher) as instance, asyncio.timeout(20):
+            while (await jetstream.consumer("PIPELINE_DONE", "fetcher-count")).ack_floor.stream_seq < 3:
+                await asyncio.sleep(0.01)
+            [job] = instance.report().jobs
+            assert (job.total, job.sent, job.done) == (3, 3, 3)
+        assert caplog.messages == ["Sent data, all 3 chunks of it", end, *delivered]
+
+
 async def test_mapper_says_that_it_is_ready_until_it_is_heard(mesh, pipeline, told, clock, monkeypatch):
     few = pipeline.geography.World([], [])
     monkeypatch.setattr(pipeline.mapper, "world", lambda: few)
@@ -253,7 +342,7 @@ async def test_saver_acknowledges_what_is_saved_and_nothing_else(mesh, pipeline,
 @pytest.mark.parametrize(
     ("url", "error", "sentence"),
     [
-        ("", Unavailable, "the database: unable to open database file$"),
+        ("", Unavailable, "the database .*cities.sqlite: unable to open database file$"),
         (
             "postgresql:///x?host={folder}",
             Unavailable,

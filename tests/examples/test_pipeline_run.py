@@ -4,6 +4,8 @@ import pipelines
 import pytest
 from pipelines import OBJECTS, PIPELINE, running
 
+from meshkit import Unavailable
+
 CHUNKS = OBJECTS // 100
 END = rf"All {CHUNKS} chunks are saved: {OBJECTS} objects"
 
@@ -52,7 +54,6 @@ async def test_fetcher_that_is_killed_goes_on_from_its_record(pipeline, monkeypa
         await runs.until(rf"pipeline: (?!{CHUNKS}|0)\d+ of {CHUNKS} chunks are to be saved")
         await runs.until(END)
     assert is_all_there(pipeline, monkeypatch, tmp_path)
-    monkeypatch.setattr(pipeline.record, "FOLDER", tmp_path)
     with pipeline.record.record() as record:
         assert not record
 
@@ -82,3 +83,7 @@ async def test_postgresql(pipeline, monkeypatch, tmp_path):
             await runs.until(END)
         assert not (tmp_path / "cities.sqlite").exists()
         assert is_all_there(pipeline, monkeypatch, tmp_path, url)
+        with pipeline.database.database() as db:
+            db.execute("DROP TABLE cities")
+        with pytest.raises(Unavailable, match=r"the database: .*cities.* does not exist"):
+            pipeline.check.check()
