@@ -310,7 +310,7 @@ class Group:
         self,
         subject: str,
         *,
-        stream: StreamConfig | str,
+        stream: StreamConfig | str = "",
         name: str | None = None,
         start: Start = "all",
         concurrency: int | UnsetType = UNSET,
@@ -362,6 +362,10 @@ class Group:
             DeclarationError: Something in it cannot work; the text says what to write instead.
         """
         check_parentheses("consume", subject)
+        if stream == "":
+            raise DeclarationError(
+                f"consume({subject!r}) wants stream=, a StreamConfig or the name of a stream that keeps it"
+            )
 
         def declare(function: C) -> C:
             own = check_function("consumer", function)

@@ -141,6 +141,10 @@ class _Page(msgspec.Struct):
     consumers: list[ConsumerInfo] | None = None
 
 
+class _Names(msgspec.Struct):
+    streams: list[str] | None = None
+
+
 class _Found(msgspec.Struct):
     message: StoredMessage
 
@@ -188,6 +192,10 @@ class JetStream:
             for stream in streams:
                 yield stream
             offset += len(streams)
+
+    async def keeping(self, subject: str) -> list[str]:
+        """The names of the streams that keep messages of a subject, or of some that a pattern matches."""
+        return (await self.ask("STREAM.NAMES", _Names, {"subject": subject})).streams or []
 
     async def consumers(self, stream: str) -> AsyncIterator[ConsumerInfo]:
         """All consumers of a stream."""

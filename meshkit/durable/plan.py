@@ -27,6 +27,8 @@ _OTHERS = 0.25
 # Somebody was faster: a stream, a consumer of that name exists now, with another configuration.
 _TAKEN = (10058, 10013, 10148, 10149)
 
+# Another stream keeps some of the subjects.
+_OVERLAP = 10065
 # More replicas than servers, durations that cannot be: with another code, and no better the next time.
 _IMPOSSIBLE = (10052, 10074)
 
@@ -70,10 +72,12 @@ class Change(msgspec.Struct, frozen=True):
     Attributes:
         text: What it is, for a person; it begins with `+` for what is made, `~` for what is changed.
         apply: Does it.
+        subjects: What the stream is to keep, if it is one.
     """
 
     text: str
     apply: Callable[[], Awaitable[None]]
+    subjects: list[str] = []
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -122,7 +126,7 @@ async def settle(
             except JetStreamError as error:
                 if error.number in _TAKEN:
                     break
-                error.message = f"{change.text[2:]}: {error.message}"
+                error.message = f"{change.text[2:]}: {error.message}{await _who(js, error, change)}"
                 if error.code >= 500 and error.number not in _IMPOSSIBLE:
                     raise
                 raise ConfigError(error.message) from None
@@ -131,6 +135,14 @@ async def settle(
     raise ConfigError(
         "streams change faster than they can be looked at: do two services declare them differently?"
     )
+
+
+async def _who(js: JetStream, error: JetStreamError, change: Change) -> str:
+    """Which streams keep already what another one is to keep."""
+    if error.number != _OVERLAP:
+        return ""
+    names = [name for subject in change.subjects for name in await js.keeping(subject)]
+    return f": {', '.join(dict.fromkeys(names))}; declare that one, or other subjects"
 
 
 async def plan(js: JetStream, streams: Iterable[StreamConfig], consumers: Iterable[Wanted]) -> Plan:
@@ -222,7 +234,8 @@ async def _plan_stream(
     info = await js.stream(name)
     if info is None:
         text = f"+ stream {name}: {_keeps(wanted)}"
-        result.changes.append(Change(text, functools.partial(_create, js, wanted)))
+        create = functools.partial(_create, js, wanted)
+        result.changes.append(Change(text, create, wanted.get("subjects", [])))
         return
     if info.config.get("no_ack"):
         result.refusals.append(

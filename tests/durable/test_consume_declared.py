@@ -121,3 +121,14 @@ def test_a_stream_that_would_answer_calls_is_refused(first):
         DeclarationError, match=r"on 'shop.price': stream 'SHOP' keeps 'shop.>', and JetStream"
     ):
         last()
+
+
+def test_what_is_left_out_is_said():
+    service = Service("shop")
+    with pytest.raises(DeclarationError, match=r"write @service.consume\(...\), with parentheses"):
+
+        @service.consume
+        async def bare() -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"consume\('shop.orders'\) wants stream=, a StreamConfig or"):
+        service.consume("shop.orders")

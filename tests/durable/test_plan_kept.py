@@ -108,3 +108,11 @@ async def test_a_stream_that_acknowledges_nothing_is_refused(mesh, subject):
 async def test_more_replicas_than_servers_is_a_sentence(mesh, subject):
     with pytest.raises(ConfigError, match=f"^stream {subject.upper()}: .*replicas > 1 not supported"):
         await mesh.declare(StreamConfig(subject.upper(), [subject], replicas=3))
+
+
+async def test_streams_that_overlap_are_named(mesh, stream, subject):
+    await mesh.declare(stream)
+    with pytest.raises(
+        ConfigError, match=f"overlap with an existing stream: {stream.name}; declare that one"
+    ):
+        await start(mesh, service(f"{stream.name}X", f"{subject}.{{key}}"))
