@@ -215,13 +215,22 @@ async def test_on_a_narrow_terminal(on_terminal, mesh, billing, js):
     assert all(len(line) <= 60 for line in shown.splitlines()[:3])
 
 
+# Who runs tests in the background has them, and what they start, ignore SIGINT.
+WITH_SIGINT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from meshkit.cli import main
+main()
+"""
+
+
 async def test_it_asks_before_all_are_dropped(nats_server, mesh, billing, js, tmp_path):
     await publish(mesh, Order(1), Order(3))
     await dead(js, 2)
     for answer, code, left in ((b"n\n", 1, 2), (b"", 130, 2), (b"y\n", 0, 0)):
         terminal, end = pty.openpty()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "meshkit", "dead", "drop", "--all"),
+            *(sys.executable, "-c", WITH_SIGINT, "dead", "drop", "--all"),
             stdin=end,
             stdout=end,
             stderr=end,
@@ -235,7 +244,8 @@ async def test_it_asks_before_all_are_dropped(nats_server, mesh, billing, js, tm
             os.write(terminal, answer)
         else:
             process.send_signal(signal.SIGINT)  # what a terminal makes of Ctrl-C
-        assert await process.wait() == code
+        async with asyncio.timeout(20):
+            assert await process.wait() == code
         os.write(end, b".")
         assert (b"Aborted!" in os.read(terminal, 4096)) == (code == 1)
         os.close(end)
